@@ -1,0 +1,12 @@
+"""Every address of the service."""
+
+from django.contrib import admin
+from django.urls import include, path
+
+urlpatterns = [
+    path("", include("events.api.urls")),
+    path("admin/", admin.site.urls),
+]
+
+handler404 = "events.api.errors.not_found"
+handler500 = "events.api.errors.server_error"

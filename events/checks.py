@@ -1,0 +1,61 @@
+"""Says at start what is wrong with the settings, one line a mistake, and how to mend it."""
+
+import os
+import sys
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, register, run_checks
+
+from aggregator_project import reporting
+from aggregator_project.doors import open_doors
+
+
+@register()
+def check_environment(**_: Any) -> list[CheckMessage]:
+    """Every environment variable holds what it should."""
+    return [Error(mistake, id="events.E001") for mistake in settings.ENVIRONMENT.mistakes]
+
+
+@register()
+def check_data_folder(**_: Any) -> list[CheckMessage]:
+    """What has to be written can be written."""
+    folder = settings.DATA_DIR
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return [Error(f"DATA_DIR {folder} cannot be made: {error.strerror}", hint="Set DATA_DIR.", id="events.E002")]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [
+            Error(
+                f"DATA_DIR {folder} cannot be written by user {os.getuid()}",
+                hint="Give that user the folder, or set DATA_DIR to another one.",
+                id="events.E002",
+            )
+        ]
+    return []
+
+
+@register()
+def check_reporting(**_: Any) -> list[CheckMessage]:
+    """What errors and traces need is installed."""
+    return [Error(mistake, id="events.E004") for mistake in reporting.missing()]
+
+
+@register(Tags.security, deploy=True)
+def check_doors(**_: Any) -> list[CheckMessage]:
+    """No door stands open to strangers. Asked for with --deploy: on one's own network it may be meant so."""
+    return [Error(door, id="events.E003") for door in open_doors()]
+
+
+def exit_on_errors() -> None:
+    """Ends the process with exit code 2 and a line for each mistake; for starts that Django's own commands do not make.
+
+    Raises:
+        SystemExit: a check failed.
+    """
+    errors = [message for message in run_checks() if message.is_serious()]
+    for error in errors:
+        sys.stderr.write(f"{error.msg}{' ' + error.hint if error.hint else ''}\n")
+    if errors:
+        raise SystemExit(2)

@@ -1,0 +1,20 @@
+#!/usr/bin/env python
+"""Django's command line for the aggregator; `manage.py help` lists every command."""
+
+import os
+import sys
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aggregator_project.settings")
+    if sys.argv[1:2] == ["up"]:
+        from aggregator_project.stack import options_into_environment
+
+        options_into_environment(sys.argv[2:])
+    from django.core.management import execute_from_command_line
+
+    execute_from_command_line(sys.argv)
+
+
+if __name__ == "__main__":
+    main()
