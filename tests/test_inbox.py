@@ -1,0 +1,500 @@
+"""inbox.py: on disk before the answer, one ring for all that gathers, and nothing accepted in part."""
+
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from celery import current_app
+from django.core.cache import cache
+from django.db import OperationalError, connection, connections
+from django.utils import timezone
+
+from events import inbox, tasks, wire
+from events.models import Batch, Event
+
+pytestmark = pytest.mark.django_db
+
+Rings = list[str]
+
+
+@pytest.fixture
+def rings(monkeypatch: pytest.MonkeyPatch) -> Rings:
+    """The tasks that were sent."""
+    sent: Rings = []
+    monkeypatch.setattr(current_app, "send_task", lambda name, **_: sent.append(name))
+    return sent
+
+
+def events(*ids: str) -> list[wire.Event]:
+    return [wire.Event(topic="t", event_id=name, source="s", payload=wire.Raw(b"{}")) for name in ids or ("1",)]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Every INSERT of this thread fails."""
+
+    def refuse(execute: Any, sql: str, *rest: Any) -> Any:
+        if sql.startswith("INSERT"):
+            raise OperationalError("database or disk is full")
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(refuse):
+        yield
+
+
+@contextmanager
+def noted(statements: list[str]) -> Iterator[None]:
+    """Notes the statements of this thread that are more than a bracket around others."""
+
+    def note(execute: Any, sql: str, *rest: Any) -> Any:
+        if not sql.startswith(("SAVEPOINT", "RELEASE", "BEGIN", "COMMIT")):
+            statements.append(sql)
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(note):
+        yield
+
+
+def in_threads(call: Callable[[int], Any], count: int) -> list[Any]:
+    """Calls it in as many threads at once; gives what each returned or raised."""
+    together = threading.Barrier(count)
+
+    def one(number: int) -> Any:
+        try:
+            together.wait()
+            return call(number)
+        except Exception as error:
+            return error
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(one, range(count)))
+
+
+# --- accept -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_accepted_publish_is_a_pending_batch() -> None:
+    before = timezone.now()
+    batch = inbox.accept(events("1", "2"))
+    stored = Batch.objects.get(pk=batch.pk)
+    assert (stored.status, stored.received, stored.attempts, stored.error) == ("pending", 2, 0, "")
+    assert before <= stored.accepted_at <= timezone.now()
+    assert stored.processed_at is None
+
+
+def test_the_batch_keeps_the_events_and_their_size() -> None:
+    batch = Batch.objects.get(pk=inbox.accept(events("1", "2")).pk)
+    assert [kept.event_id for kept in wire.decode_kept(bytes(batch.body or b""))] == ["1", "2"]
+    assert batch.size == len(batch.body or b"")
+
+
+def test_a_new_batch_may_be_tried_at_once() -> None:
+    assert inbox.accept(events()).next_attempt_at <= timezone.now()
+
+
+def test_an_accept_is_one_insert(rings: Rings, settings: Any) -> None:
+    settings.INBOX_MAX_EVENTS = 0
+    statements: list[str] = []
+    with noted(statements):
+        inbox.accept(events(*map(str, range(100))))
+    assert [statement.split()[0] for statement in statements] == ["INSERT"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_batch_is_committed_before_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def look(_: str, **__: Any) -> None:
+        seen.extend(in_threads(lambda _: Batch.objects.count(), 1))
+
+    monkeypatch.setattr(current_app, "send_task", look)
+    inbox.accept(events())
+    inbox.answer_doorbell()
+    inbox.accept(events(), idempotency_key="k")
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_what_the_database_refuses_is_not_accepted(key: str | None, rings: Rings) -> None:
+    with full_disk(), pytest.raises(OperationalError):
+        inbox.accept(events(), idempotency_key=key)
+    assert not Batch.objects.exists()
+    assert rings == []
+
+
+# --- The doorbell -----------------------------------------------------------------------------------------------------
+
+
+def test_a_publish_rings(rings: Rings) -> None:
+    inbox.accept(events())
+    assert rings == ["events.process_inbox"]
+
+
+def test_the_ring_names_the_task_that_drains() -> None:
+    assert tasks.process_inbox.name == inbox.PROCESS_INBOX
+
+
+def test_while_a_ring_is_outstanding_nobody_rings(rings: Rings) -> None:
+    for number in range(5):
+        inbox.accept(events(str(number)), idempotency_key=str(number) if number % 2 else None)
+    assert len(rings) == 1
+
+
+def test_after_the_doorbell_was_answered_the_next_publish_rings(rings: Rings) -> None:
+    inbox.accept(events())
+    inbox.answer_doorbell()
+    inbox.accept(events())
+    assert len(rings) == 2
+
+
+def test_a_publish_with_an_idempotency_key_rings(rings: Rings) -> None:
+    inbox.accept(events(), idempotency_key="k")
+    assert len(rings) == 1
+
+
+def test_a_lost_ring_is_outstanding_for_some_seconds_only(rings: Rings, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[Any] = []
+    monkeypatch.setattr(cache, "add", lambda _key, _value, timeout: timeouts.append(timeout) or True)
+    inbox.ring()
+    assert timeouts == [inbox.RING_SECONDS]
+
+
+def test_a_ring_can_be_forced(rings: Rings) -> None:
+    assert [inbox.ring(), inbox.ring(), inbox.ring(even_if_rung=True)] == [True, False, True]
+    assert len(rings) == 2
+
+
+def test_a_forced_ring_is_outstanding_like_any_other(rings: Rings) -> None:
+    inbox.ring(even_if_rung=True)
+    assert inbox.ring() is False
+
+
+def broken(*_: Any, **__: Any) -> None:
+    raise ConnectionError("nobody there")
+
+
+@pytest.mark.parametrize("where", [(current_app, "send_task"), (cache, "add")], ids=["broker", "cache"])
+def test_a_broken_doorbell_leaves_the_publish_accepted(
+    where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(*where, broken)
+    assert inbox.accept(events()).pk
+    assert "doorbell out of order: nobody there" in caplog.text
+
+
+def test_a_broken_doorbell_is_left_alone_for_a_moment(rings: Rings, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(inbox.time, "monotonic", lambda: now)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(cache, "add", broken)
+        assert inbox.ring() is False
+    assert inbox.ring() is False
+    now += inbox.RING_PAUSE_SECONDS
+    assert inbox.ring() is True
+
+
+def test_a_cache_that_breaks_while_the_doorbell_is_answered_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache, "delete", broken)
+    inbox.answer_doorbell()
+    assert "doorbell out of order: nobody there" in caplog.text
+
+
+# --- The task ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_task_stores_what_is_pending_and_says_how_much(rings: Rings) -> None:
+    inbox.accept(events("1", "2", "1"))
+    assert tasks.process_inbox() == {"batches": 1, "events": 3, "unique": 2, "duplicates": 1, "failed_batches": 0}
+
+
+def test_the_task_answers_the_doorbell_before_it_reads(rings: Rings, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox.accept(events())
+    rung = []
+    monkeypatch.setattr(tasks.store, "drain", lambda **_: rung.append(inbox.ring()) or (tasks.store.Stored(), False))
+    tasks.process_inbox()
+    assert rung == [True]
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_the_task_rings_again_only_if_something_is_left(
+    left: bool, rings: Rings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.store, "drain", lambda **_: (tasks.store.Stored(), left))
+    tasks.process_inbox()
+    assert len(rings) == left
+
+
+# --- Idempotency keys -------------------------------------------------------------------------------------------------
+
+
+def test_the_same_publish_under_the_same_key_gets_the_first_batch() -> None:
+    first = inbox.accept(events(), idempotency_key="k")
+    second = inbox.accept(events(), idempotency_key="k")
+    assert (second.pk, second.accepted_at) == (first.pk, first.accepted_at)
+    assert Batch.objects.count() == 1
+
+
+def test_the_key_is_remembered_after_the_batch_was_processed(drain: Callable[[], Any]) -> None:
+    first = inbox.accept(events(), idempotency_key="k")
+    drain()
+    assert inbox.accept(events(), idempotency_key="k").pk == first.pk
+
+
+def test_another_body_under_the_same_key_is_refused() -> None:
+    inbox.accept(events("1"), idempotency_key="k")
+    with pytest.raises(inbox.KeyReused):
+        inbox.accept(events("2"), idempotency_key="k")
+    assert Batch.objects.count() == 1
+
+
+def test_another_key_is_another_publish() -> None:
+    assert inbox.accept(events(), idempotency_key="k").pk != inbox.accept(events(), idempotency_key="K").pk
+
+
+def test_publishes_without_a_key_have_nothing_to_do_with_each_other() -> None:
+    assert inbox.accept(events()).pk != inbox.accept(events()).pk
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_concurrent_publishes_with_one_key_one_is_accepted(rings: Rings) -> None:
+    batches = in_threads(lambda _: inbox.accept(events(), idempotency_key="k").pk, 8)
+    assert batches == [Batch.objects.get().pk] * 8
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_concurrent_publishes_with_one_key_and_two_bodies_one_body_wins(rings: Rings) -> None:
+    answers = in_threads(lambda number: inbox.accept(events(str(number % 2)), idempotency_key="k").pk, 8)
+    assert answers.count(Batch.objects.get().pk) == 4
+    assert sum(isinstance(answer, inbox.KeyReused) for answer in answers) == 4
+
+
+def test_who_loses_the_race_for_a_key_gets_the_winners_batch(monkeypatch: pytest.MonkeyPatch, rings: Rings) -> None:
+    winner = inbox.accept(events(), idempotency_key="k")
+    find = Batch.objects.filter
+    looks: list[Any] = []
+
+    def too_early(**where: Any) -> Any:
+        looks.append(where)
+        return Batch.objects.none() if len(looks) == 1 else find(**where)
+
+    monkeypatch.setattr(Batch.objects, "filter", too_early)
+    assert inbox._commit_once(batch_like(winner)).pk == winner.pk
+
+
+def batch_like(batch: Batch) -> Batch:
+    return Batch(
+        accepted_at=batch.accepted_at,
+        next_attempt_at=batch.accepted_at,
+        received=batch.received,
+        body=batch.body,
+        size=batch.size,
+        idempotency_key=batch.idempotency_key,
+        fingerprint=batch.fingerprint,
+    )
+
+
+# --- Group commit -----------------------------------------------------------------------------------------------------
+
+
+class SlowDisk:
+    """Its first write lasts until all the other threads wait; from then on it may refuse."""
+
+    def __init__(self, *, threads: int, full: bool = False) -> None:
+        self.threads = threads
+        self.full = full
+        self.writes = 0
+        self.busy = threading.Event()
+
+    def _write(self, execute: Any, sql: str, *rest: Any) -> Any:
+        if sql.startswith("INSERT"):
+            self.writes += 1
+            self.busy.set()
+            pause = threading.Event()
+            while self.writes == 1 and len(inbox._group._waiting) < self.threads - 1:
+                pause.wait(0.001)
+            if self.full and self.writes > 1:
+                raise OperationalError("database or disk is full")
+        return execute(sql, *rest)
+
+    def accept(self, number: int) -> Batch:
+        if number:
+            self.busy.wait()
+        with connection.execute_wrapper(self._write):
+            return inbox.accept(events(str(number)))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_publishes_that_wait_for_the_disk_share_one_write(rings: Rings) -> None:
+    disk = SlowDisk(threads=8)
+    in_threads(disk.accept, 8)
+    assert disk.writes == 2
+    assert Batch.objects.count() == 8
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_waiter_gets_its_own_batch(rings: Rings) -> None:
+    for number, batch in enumerate(in_threads(SlowDisk(threads=8).accept, 8)):
+        [kept] = wire.decode_kept(bytes(Batch.objects.get(pk=batch.pk).body or b""))
+        assert kept.event_id == str(number)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_error_reaches_all_that_waited_and_nobody_else(rings: Rings) -> None:
+    answers = in_threads(SlowDisk(threads=8, full=True).accept, 8)
+    assert sum(isinstance(answer, OperationalError) for answer in answers) == 7
+    assert [answer.pk for answer in answers if isinstance(answer, Batch)] == [Batch.objects.get().pk]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_publishes_at_once_are_all_on_disk_when_they_return(rings: Rings) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        answers = in_threads(lambda number: [inbox.accept(events(f"{number}-{n}")).pk for n in range(40)], 8)
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(itertools.chain(*answers)) == sorted(Batch.objects.values_list("pk", flat=True))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_after_an_error_the_next_publish_is_accepted(rings: Rings) -> None:
+    with full_disk(), pytest.raises(OperationalError):
+        inbox.accept(events())
+    assert inbox.accept(events()).pk == Batch.objects.get().pk
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_of_those_that_share_a_write_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+    monkeypatch.setattr(inbox, "ring", lambda: tries.append(1))
+    in_threads(SlowDisk(threads=8).accept, 8)
+    assert len(tries) == 2
+
+
+# --- A full inbox -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_inbox_accepts_nothing(settings: Any, rings: Rings) -> None:
+    settings.INBOX_MAX_EVENTS = 3
+    inbox.accept(events("1", "2"))
+    with pytest.raises(inbox.InboxFull):
+        inbox.accept(events("3", "4"))
+    assert Batch.objects.count() == 1
+
+
+def test_the_last_place_is_given_away(settings: Any) -> None:
+    settings.INBOX_MAX_EVENTS = 3
+    inbox.accept(events("1", "2"))
+    inbox.accept(events("3"))
+    assert inbox.pending_events() == 3
+
+
+def test_an_empty_inbox_takes_a_publish_of_any_size(settings: Any) -> None:
+    settings.INBOX_MAX_EVENTS = 3
+    assert inbox.accept(events("1", "2", "3", "4")).received == 4
+
+
+def test_without_a_limit_the_inbox_is_never_full(settings: Any) -> None:
+    settings.INBOX_MAX_EVENTS = 0
+    inbox.accept(events("1"))
+    assert inbox.accept(events("2")).pk
+
+
+def test_an_inbox_that_was_drained_has_room_again(
+    settings: Any, drain: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.INBOX_MAX_EVENTS = 2
+    now = 100.0
+    monkeypatch.setattr(inbox.time, "monotonic", lambda: now)
+    inbox.accept(events("1", "2"))
+    drain()
+    now += inbox.PENDING_KNOWN_SECONDS + 0.1
+    assert inbox.accept(events("3")).pk
+
+
+def test_what_others_accepted_is_counted_too(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.INBOX_MAX_EVENTS = 5
+    now = 100.0
+    monkeypatch.setattr(inbox.time, "monotonic", lambda: now)
+    inbox.accept(events("1"))
+    pending(received=4)
+    now += inbox.PENDING_KNOWN_SECONDS + 0.1
+    with pytest.raises(inbox.InboxFull):
+        inbox.accept(events("2"))
+
+
+def test_the_database_is_not_asked_for_every_publish(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.INBOX_MAX_EVENTS = 100
+    now = 100.0
+    asked: list[int] = []
+    monkeypatch.setattr(inbox.time, "monotonic", lambda: now)
+    monkeypatch.setattr(inbox, "pending_events", lambda: asked.append(1) or 0)
+    for number in range(10):
+        inbox.accept(events(str(number)))
+    assert len(asked) == 1
+
+
+# --- What is pending --------------------------------------------------------------------------------------------------
+
+
+def pending(**fields: Any) -> Batch:
+    now = timezone.now()
+    return Batch.objects.create(
+        **{"accepted_at": now, "next_attempt_at": now, "received": 1, "body": b"[]", "size": 2} | fields
+    )
+
+
+def test_only_pending_events_are_pending() -> None:
+    pending(received=2)
+    pending(received=3)
+    pending(received=10, status=Batch.Status.FAILED)
+    pending(received=20, status=Batch.Status.DISCARDED, body=None)
+    pending(received=40, status=Batch.Status.PROCESSED, body=None, processed_at=timezone.now())
+    assert inbox.pending_events() == 5
+
+
+def test_nothing_pending_is_zero_since_never() -> None:
+    assert (inbox.pending_events(), inbox.pending_since()) == (0, None)
+
+
+def test_pending_since_is_when_the_oldest_pending_batch_was_accepted() -> None:
+    moments = [datetime(2025, 10, day, tzinfo=UTC) for day in (1, 2, 3)]
+    pending(accepted_at=moments[0], status=Batch.Status.FAILED)
+    pending(accepted_at=moments[1])
+    pending(accepted_at=moments[2])
+    assert inbox.pending_since() == moments[1]
+
+
+@pytest.mark.parametrize("question", [inbox.pending_events, inbox.pending_since])
+def test_what_is_pending_is_read_from_the_index_of_open_batches(question: Callable[[], Any]) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("a plan that only SQLite gives")
+    statements: list[tuple[str, Any]] = []
+
+    def note(execute: Any, sql: str, params: Any, *rest: Any) -> Any:
+        statements.append((sql, params))
+        return execute(sql, params, *rest)
+
+    with connection.execute_wrapper(note):
+        question()
+    [(sql, params)] = statements
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
+        plan = " ".join(step[3] for step in cursor.fetchall())
+    assert "batch_open" in plan
+    assert "TEMP B-TREE" not in plan
+
+
+def test_a_publish_stores_no_event_by_itself() -> None:
+    inbox.accept(events())
+    assert not Event.objects.exists()
