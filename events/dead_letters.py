@@ -1,0 +1,52 @@
+"""What becomes of dead letters: batches whose events could not be stored are tried again, or given up for good.
+
+The books stay exact: a batch's events move from failed to pending, or from failed to discarded, in one statement.
+"""
+
+from collections.abc import Collection
+
+from django.db.models import Q
+from django.utils import timezone
+
+from events.inbox import ring
+from events.models import Batch
+from events.turn import writing
+
+
+def replay(batches: Collection[int] | None = None) -> list[int]:
+    """Puts dead letters back into the inbox, with all their attempts before them, and rings.
+
+    A discarded batch can be replayed as well: its body is kept, so that giving one up by mistake loses nothing.
+
+    Args:
+        batches: their numbers; None is every dead letter, and none that was discarded.
+
+    Returns:
+        The numbers of those that are pending again, in ascending order.
+    """
+    if batches is None:
+        chosen_by = Q(status=Batch.Status.FAILED)
+    else:
+        chosen_by = Q(status__in=[Batch.Status.FAILED, Batch.Status.DISCARDED], pk__in=batches)
+    replayable = Batch.objects.filter(chosen_by, processed_at=None)
+    with writing():
+        chosen = list(replayable.order_by("pk").values_list("pk", flat=True).select_for_update())
+        Batch.objects.filter(pk__in=chosen).update(
+            status=Batch.Status.PENDING, attempts=0, next_attempt_at=timezone.now()
+        )
+    if chosen:
+        ring()
+    return chosen
+
+
+def discard(batches: Collection[int]) -> list[int]:
+    """Gives dead letters up: their events count as discarded and are not tried again.
+
+    Returns:
+        The numbers of those that were dead letters and are discarded now, in ascending order.
+    """
+    with writing():
+        dead = Batch.objects.filter(pk__in=batches, processed_at=None, status=Batch.Status.FAILED)
+        chosen = list(dead.order_by("pk").values_list("pk", flat=True).select_for_update())
+        Batch.objects.filter(pk__in=chosen).update(status=Batch.Status.DISCARDED)
+    return chosen

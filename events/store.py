@@ -1,0 +1,449 @@
+"""Writes chunks of pending batches: each event once, every duplicate counted, each chunk in one transaction."""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import msgspec
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from events import delays, horizon, metrics, tracing, wire
+from events.models import Batch, Delay, Duplicate, Event, Minute, SourceTotal, TopicMinute, TopicTotal
+from events.turn import writing
+
+log = logging.getLogger(__name__)
+
+#: What one transaction holds at most, so that SQLite's one writer lock is held for tens of milliseconds, not seconds.
+CHUNK_BATCHES = 500
+CHUNK_EVENTS = 2_000
+CHUNK_BYTES = 32 * 1024 * 1024
+#: Ids looked up in one statement at most; SQLite takes 32,766 parameters, and one publish may have more events.
+LOOK_UP_IDS = 10_000
+#: Seconds a drain lasts at most: limits, shutdown and Flower see short tasks.
+DRAIN_SECONDS = 5.0
+#: Seconds in which pending batches may gather after a chunk that was not full. Without it the drain and the publishes
+#: fight for SQLite's writer lock, and its waiters sleep up to 100 ms: 635 single posts a second instead of 950.
+GATHER_SECONDS = 0.02
+#: Seconds until a failed batch is tried again, doubled with every attempt, up to the longest.
+FIRST_RETRY_SECONDS = 2
+LONGEST_RETRY_SECONDS = 300
+
+#: Requests that the line of a chunk names at most, at debug level.
+REQUESTS_NAMED = 20
+
+#: The database's own troubles: no batch is to blame, nothing is counted as an attempt, the next ring tries again.
+_TROUBLE_OF_THE_DATABASE = (OperationalError, InterfaceError)
+
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Stored:
+    """What was done with how much: numbers of batches and of events."""
+
+    batches: int = 0
+    events: int = 0
+    unique: int = 0
+    duplicates: int = 0
+    failed_batches: int = 0
+
+    def __iadd__(self, other: "Stored") -> "Stored":
+        self.batches += other.batches
+        self.events += other.events
+        self.unique += other.unique
+        self.duplicates += other.duplicates
+        self.failed_batches += other.failed_batches
+        return self
+
+
+@dataclass(slots=True)
+class Pending:
+    """A batch that is being stored."""
+
+    pk: int
+    accepted_at: datetime
+    body: bytes
+    unique: int = 0
+    duplicates: int = 0
+
+    @property
+    def received(self) -> int:
+        return self.unique + self.duplicates
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One event of a batch on its way into the books."""
+
+    key: Key
+    event: wire.Kept
+    batch: Pending
+    new: bool = False
+    differs: bool = False
+
+
+def drain(
+    *, seconds: float = DRAIN_SECONDS, at_least: float = 0.0, when_full: Callable[[], object] | None = None
+) -> tuple[Stored, bool]:
+    """Stores chunk after chunk until nothing is pending or the time is over.
+
+    Args:
+        seconds: how long to go on at most; a chunk that was begun is finished.
+        at_least: seconds to go on looking although nothing is pending.
+        when_full: called after a chunk that was full, where other drains can help: on databases with row locks.
+
+    Returns:
+        What was stored, and whether something may be left.
+
+    Raises:
+        django.db.OperationalError: the database is away, locked or full; what is pending stays so.
+    """
+    total = Stored()
+    began = time.monotonic()
+    while time.monotonic() < began + seconds:
+        chunk, full = store_chunk()
+        total += chunk
+        if not chunk.batches and time.monotonic() >= began + at_least:
+            return total, False
+        if not full:
+            time.sleep(GATHER_SECONDS)
+        elif when_full and connection.features.has_select_for_update_skip_locked:
+            when_full()
+    return total, True
+
+
+def store_chunk() -> tuple[Stored, bool]:
+    """Stores the oldest pending batches that are due, as many as one transaction should hold.
+
+    A batch that cannot be stored never stands in the way of the others: each is then stored alone, and it is put off.
+
+    Returns:
+        What was stored, and whether the chunk was full, so that more is likely to be pending.
+
+    Raises:
+        django.db.OperationalError: the database is away, locked or full; nothing of the chunk is stored.
+    """
+    batches: list[Pending] = []
+    began = time.perf_counter()
+    try:
+        with writing():
+            batches, full = _claim()
+            stored = _store(batches)
+    except _TROUBLE_OF_THE_DATABASE:
+        metrics.ERROR_OF_DATABASE.inc()
+        raise
+    except Exception:
+        if not batches:
+            raise
+        metrics.ERROR_OF_CHUNK.inc()
+        log.exception("a chunk of %d batches failed; storing them one by one", len(batches))
+        stored = Stored()
+        for batch in batches:
+            stored += _store_alone(batch.pk)
+        return stored, full
+    if batches:
+        _tell(batches, stored, time.perf_counter() - began)
+    return stored, full
+
+
+def _tell(batches: Sequence[Pending], stored: Stored, seconds: float) -> None:
+    """Tells those who watch that a chunk is on disk."""
+    metrics.CHUNK_SECONDS.observe(seconds)
+    metrics.CHUNK_EVENTS.observe(stored.events)
+    loud = log.isEnabledFor(logging.DEBUG)
+    if not (tracing.ON or loud):
+        return
+    rows = Batch.objects.filter(pk__in=[batch.pk for batch in batches]).values_list("traceparent", "request_id")
+    traceparents, requests = zip(*rows, strict=True) if rows else ((), ())
+    if tracing.ON:
+        tracing.stored(
+            traceparents,
+            seconds=seconds,
+            batches=stored.batches,
+            events=stored.events,
+            unique=stored.unique,
+            duplicates=stored.duplicates,
+        )
+    log.debug("chunk stored", extra={**asdict(stored), "request_ids": requests[:REQUESTS_NAMED]})
+
+
+def _store_alone(pk: int) -> Stored:
+    try:
+        with writing():
+            # Claimed again: another worker may have stored it since.
+            return _store(_claimed(_pending().filter(pk=pk)))
+    except _TROUBLE_OF_THE_DATABASE:
+        raise
+    except Exception as error:
+        metrics.ERROR_OF_BATCH.inc()
+        _put_off(pk, error)
+        return Stored(batches=1, failed_batches=1)
+
+
+def _pending() -> QuerySet[Batch]:
+    return Batch.objects.filter(processed_at=None, status=Batch.Status.PENDING)
+
+
+def _claim() -> tuple[list[Pending], bool]:
+    """The oldest batches that are due, locked for this transaction, and whether the limits of a chunk cut them off."""
+    due = _pending().filter(next_attempt_at__lte=timezone.now())
+    # Sizes first, from the index alone, bodies later: five hundred batches may weigh gigabytes.
+    sizes = due.order_by("pk").values_list("pk", "received", "size")
+    chosen, full = _fitting(sizes[: CHUNK_BATCHES + 1])
+    if not chosen:
+        return [], False
+    if not connection.features.has_select_for_update_skip_locked:
+        return _claimed(due.filter(pk__gte=chosen[0], pk__lte=chosen[-1])), full
+    # Other drains may hold these. As many are locked as are likely to fit: what is locked and not stored keeps waiting.
+    free, cut = _fitting(sizes.select_for_update(skip_locked=True)[: len(chosen)])
+    return _claimed(due.filter(pk__in=free)), cut or (full and len(free) == len(chosen))
+
+
+def _fitting(sizes: Iterable[tuple[int, int, int]]) -> tuple[list[int], bool]:
+    """Of batches by number, events and bytes the first that one transaction should hold, and whether more came."""
+    fitting: list[int] = []
+    events = size = 0
+    for pk, received, weight in sizes:
+        if fitting and (
+            len(fitting) == CHUNK_BATCHES or events + received > CHUNK_EVENTS or size + weight > CHUNK_BYTES
+        ):
+            return fitting, True
+        fitting.append(pk)
+        events += received
+        size += weight
+    return fitting, False
+
+
+def _claimed(batches: QuerySet[Batch]) -> list[Pending]:
+    skips_locked = connection.features.has_select_for_update_skip_locked
+    rows = batches.order_by("pk").select_for_update(skip_locked=skips_locked).values_list("pk", "accepted_at", "body")
+    return [Pending(pk, accepted_at, bytes(body or b"")) for pk, accepted_at, body in rows]
+
+
+def _store(batches: Sequence[Pending]) -> Stored:
+    """Stores what the batches hold. To be called in a transaction that holds them."""
+    if not batches:
+        return Stored()
+    arrivals = [
+        Arrival((event.topic, event.event_id), event, batch)
+        for batch in batches
+        for event in wire.decode_kept(batch.body)
+    ]
+    _insert(batches, arrivals)
+    _log_duplicates([arrival for arrival in arrivals if not arrival.new])
+    tallies = _tally(arrivals)
+    _mark_processed(batches)
+    # Last: every drain adds to these rows, and they stay locked until the commit.
+    _count(batches, tallies)
+    unique = sum(batch.unique for batch in batches)
+    return Stored(len(batches), len(arrivals), unique, len(arrivals) - unique)
+
+
+def _insert(batches: Sequence[Pending], arrivals: Sequence[Arrival]) -> None:
+    """Stores each key once, first come first stored, and marks the arrivals that were new."""
+    first: dict[Key, Arrival] = {}
+    for arrival in arrivals:
+        first.setdefault(arrival.key, arrival)
+    rows = [
+        (
+            event.topic,
+            event.event_id,
+            event.source,
+            event.timestamp or arrival.batch.accepted_at,
+            str(event.payload, "utf-8"),
+            arrival.batch.accepted_at,
+            arrival.batch.pk,
+        )
+        for arrival in first.values()
+        for event in (arrival.event,)
+    ]
+    columns = ("topic", "event_id", "source", "timestamp", "payload", "received_at", "batch")
+    horizon.hold()
+    if Event.objects.insert_new(columns, rows) == len(rows):
+        for arrival in first.values():
+            arrival.new = True
+        return
+    # A batch had no rows before this transaction, so those that carry its id now are the new ones.
+    claimed = [batch.pk for batch in batches]
+    for key in Event.objects.filter(batch__in=claimed).values_list("topic", "event_id"):
+        first[key].new = True
+
+
+def _log_duplicates(dropped: Sequence[Arrival]) -> None:
+    """Writes down what was dropped, and whether it said something else than the event that is stored."""
+    if not dropped or not settings.DUPLICATE_LOG_DAYS:
+        return
+    stored = _stored_payloads(arrival.key for arrival in dropped)
+    rows = []
+    for arrival in dropped:
+        event, batch = arrival.event, arrival.batch
+        payload = str(event.payload, "utf-8")
+        # Empty or none: it has expired, and what could be compared is gone.
+        earlier = stored.get(arrival.key, "")
+        arrival.differs = earlier != "" and _differ(payload, earlier)
+        kept = payload if arrival.differs else ""
+        rows.append((*arrival.key, event.source, batch.accepted_at, batch.pk, arrival.differs, kept))
+    columns = ("topic", "event_id", "source", "received_at", "batch", "payload_differs", "payload")
+    Duplicate.objects.insert_new(columns, rows)
+
+
+def _stored_payloads(keys: Iterable[Key]) -> dict[Key, str]:
+    ids: dict[str, set[str]] = defaultdict(set)
+    for topic, event_id in keys:
+        ids[topic].add(event_id)
+    stored: dict[Key, str] = {}
+    for topic, wanted in ids.items():
+        left = iter(wanted)
+        while some := list(islice(left, LOOK_UP_IDS)):
+            found = Event.objects.filter(topic=topic, event_id__in=some).values_list("event_id", "payload")
+            stored.update(((topic, event_id), payload) for event_id, payload in found)
+    return stored
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two JSON texts say different things; spaces and the order of keys say nothing (RFC 8259 section 4)."""
+    # Compared as text again: to Python, true equals 1.
+    return one != other and _canonical(one) != _canonical(other)
+
+
+def _canonical(text: str) -> bytes:
+    return msgspec.json.encode(msgspec.json.decode(text), order="sorted")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came in under one name, and when."""
+
+    first_seen: datetime
+    last_seen: datetime
+    unique: int = 0
+    duplicates: int = 0
+    differing: int = 0
+
+    def add(self, other: "Tally") -> None:
+        self.first_seen = min(self.first_seen, other.first_seen)
+        self.last_seen = max(self.last_seen, other.last_seen)
+        self.unique += other.unique
+        self.duplicates += other.duplicates
+        self.differing += other.differing
+
+
+def _tally(arrivals: Sequence[Arrival]) -> dict[tuple[str, str, int], Tally]:
+    """Counts by batch, and by topic and source of each."""
+    tallies: dict[tuple[str, str, int], Tally] = {}
+    for arrival in arrivals:
+        event, batch = arrival.event, arrival.batch
+        at = event.topic, event.source, batch.pk
+        tally = tallies.get(at)
+        if tally is None:
+            tally = tallies[at] = Tally(batch.accepted_at, batch.accepted_at)
+        if arrival.new:
+            batch.unique += 1
+            tally.unique += 1
+        else:
+            batch.duplicates += 1
+            tally.duplicates += 1
+            tally.differing += arrival.differs
+    return tallies
+
+
+def _count(batches: Sequence[Pending], tallies: dict[tuple[str, str, int], Tally]) -> None:
+    """Adds to the books by topic, topic and minute, source, minute, and delay, in this order, as every drain does."""
+    topics: dict[str, Tally] = {}
+    sources: dict[str, Tally] = {}
+    minutes: dict[datetime, Tally] = {}
+    topic_minutes: dict[tuple[datetime, str], Tally] = {}
+    for (topic, source, _), tally in tallies.items():
+        minute = tally.first_seen.replace(second=0, microsecond=0)
+        _fold(topics, topic, tally)
+        _fold(sources, source, tally)
+        _fold(minutes, minute, tally)
+        _fold(topic_minutes, (minute, topic), tally)
+
+    counters = ["unique", "duplicates"]
+    TopicTotal.objects.add(
+        ((topic, of.unique, of.duplicates, of.last_seen, of.first_seen) for topic, of in topics.items()),
+        key=["topic"],
+        counters=counters,
+        latest="last_seen",
+        once="first_seen",
+    )
+    TopicMinute.objects.add(
+        ((*at, of.unique, of.duplicates) for at, of in topic_minutes.items()),
+        key=["minute", "topic"],
+        counters=counters,
+    )
+    SourceTotal.objects.add(
+        ((source, of.unique, of.duplicates, of.differing, of.last_seen) for source, of in sources.items()),
+        key=["source"],
+        counters=[*counters, "differing"],
+        latest="last_seen",
+    )
+    Minute.objects.add(
+        ((minute, of.unique, of.duplicates) for minute, of in minutes.items()), key=["minute"], counters=counters
+    )
+    Delay.objects.add(_delays(batches), key=["minute", "milliseconds"], counters=["events"])
+
+
+def _fold(tallies: dict[Any, Tally], name: Any, tally: Tally) -> None:
+    if name in tallies:
+        tallies[name].add(tally)
+    else:
+        tallies[name] = replace(tally)
+
+
+def _delays(batches: Sequence[Pending]) -> list[tuple[datetime, int, int]]:
+    """How long the events of the batches waited, by the minute in which they are stored."""
+    now = timezone.now()
+    minute = now.replace(second=0, microsecond=0)
+    events: dict[int, int] = defaultdict(int)
+    for batch in batches:
+        events[delays.step((now - batch.accepted_at).total_seconds() * 1000)] += batch.received
+    return [(minute, step, count) for step, count in events.items()]
+
+
+def _mark_processed(batches: Sequence[Pending]) -> None:
+    Batch.objects.update_each(
+        ["unique", "duplicates", "id"],
+        [(batch.unique, batch.duplicates, batch.pk) for batch in batches],
+        status=Batch.Status.PROCESSED,
+        processed_at=timezone.now(),
+        body=None,
+        error="",
+    )
+
+
+def _put_off(pk: int, error: Exception) -> None:
+    """Notes a failed attempt: the batch is tried again after a growing pause, or becomes a dead letter."""
+    with writing():
+        batch = (
+            _pending()
+            .filter(pk=pk)
+            .select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
+            .first()
+        )
+        if batch is None:
+            return
+        batch.attempts += 1
+        batch.error = f"{type(error).__name__}: {error}"
+        pause = min(FIRST_RETRY_SECONDS * 2 ** (batch.attempts - 1), LONGEST_RETRY_SECONDS)
+        batch.next_attempt_at = timezone.now() + timedelta(seconds=pause)
+        if batch.attempts >= settings.INBOX_MAX_ATTEMPTS:
+            batch.status = Batch.Status.FAILED
+            metrics.DEAD_LETTERS.inc()
+            log.error(
+                "batch %d is a dead letter after %d attempts: %s",
+                pk,
+                batch.attempts,
+                batch.error,
+                extra={"request_id": batch.request_id},
+            )
+        batch.save(update_fields=["attempts", "error", "next_attempt_at", "status"])

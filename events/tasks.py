@@ -1,0 +1,48 @@
+"""The Celery tasks. Each calls one function and returns what Flower should show."""
+
+import logging
+import time
+from dataclasses import asdict
+
+from celery import current_app, shared_task
+from django.conf import settings
+
+from events import inbox, metrics, retention, store
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which the task of retention makes way: on SQLite the worker does one thing at a time, and it is there
+#: for what comes in.
+PRUNE_SECONDS = 1.0
+
+
+@shared_task(name=inbox.PROCESS_INBOX)  # type: ignore[untyped-decorator]  # Celery has no types
+def process_inbox() -> dict[str, int]:
+    """Stores what is pending, and rings again if something is left when its time is over."""
+    inbox.answer_doorbell()
+    began = time.perf_counter()
+    stored, more = store.drain(
+        at_least=0.0 if settings.SHARED_DOORBELL else inbox.OWN_LOOK_SECONDS, when_full=inbox.ring
+    )
+    if more:
+        inbox.ring(even_if_rung=True)
+    if stored.batches:
+        seconds = time.perf_counter() - began
+        metrics.DRAIN_SECONDS.observe(seconds)
+        log.info("stored", extra={**asdict(stored), "ms": round(seconds * 1000, 1)})
+    return asdict(stored)
+
+
+@shared_task(name=retention.PRUNE)  # type: ignore[untyped-decorator]
+def prune() -> dict[str, int]:
+    """Takes away what is too old; sends itself again if something is left when its time is over."""
+    until = time.monotonic() + PRUNE_SECONDS
+    gone: dict[str, int] = {}
+    for taken in retention.prune():
+        gone[taken.kind] = gone.get(taken.kind, 0) + taken.rows
+        if time.monotonic() >= until:
+            current_app.send_task(retention.PRUNE)
+            break
+    if gone:
+        log.info("pruned", extra={kind.replace(" ", "_"): rows for kind, rows in gone.items()})
+    return gone
