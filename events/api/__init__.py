@@ -1,0 +1,1 @@
+"""HTTP: each view reads a request, calls one function of events/, and turns its result into an answer."""

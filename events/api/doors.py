@@ -1,0 +1,184 @@
+"""Who may call the API: with REQUIRE_API_KEY a key with the right scope, and as often as THROTTLE_RATE allows."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from django.conf import settings
+from django.core.cache import cache
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import AuthenticationFailed, NotAuthenticated, PermissionDenied
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+from rest_framework.throttling import BaseThrottle, SimpleRateThrottle
+from rest_framework.views import APIView
+
+from aggregator_project.proxies import client_network
+from events import keys, wire
+from events.models import ApiKey
+
+log = logging.getLogger(__name__)
+
+#: Seconds without a try after the cache failed, so that a dead one costs one request a pause, not every one.
+THROTTLE_PAUSE_SECONDS = 1.0
+
+
+class ForeignTopics(Exception):
+    """Events of a publish have topics that its key does not open; nothing of it was accepted.
+
+    Attributes:
+        problems: the first of them, as in a publish that is not valid.
+    """
+
+    def __init__(self, problems: list[wire.Problem], count: int, total: int) -> None:
+        self.problems = problems
+        self.detail = (
+            f"{count} of {total} events have a topic that this API key does not open, so nothing was accepted; "
+            "see errors."
+        )
+        super().__init__(self.detail)
+
+
+class GuardedView(APIView):
+    """A view that needs a key where the service requires them. Without REQUIRE_API_KEY it costs what any view does.
+
+    Attributes:
+        scope: what the key must be allowed to do: publish, read, or any.
+        every_topic: whether it tells of every topic, so that a key bound to some may not have it.
+    """
+
+    scope = "read"
+    every_topic = False
+
+    def get_authenticators(self) -> list[BaseAuthentication]:
+        return [ApiKeyAuthentication()] if settings.REQUIRE_API_KEY else []
+
+    def get_permissions(self) -> Sequence[BasePermission]:
+        return [HasScope()] if settings.REQUIRE_API_KEY else []
+
+    def get_throttles(self) -> list[BaseThrottle]:
+        return [RateThrottle()] if settings.THROTTLE_RATE else []
+
+
+def key_of(request: Request) -> ApiKey | None:
+    """The key that a request came with; None where none is needed."""
+    return request.auth  # type: ignore[return-value]  # the stubs know DRF's own tokens only
+
+
+class ApiKeyAuthentication(BaseAuthentication):
+    """`Authorization: Api-Key …`; request.auth is its row."""
+
+    def authenticate(self, request: Request) -> tuple[None, ApiKey] | None:
+        scheme, _, given = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "api-key":
+            return None
+        key = keys.find(given.strip())
+        if key is None:
+            raise AuthenticationFailed(
+                "This API key is unknown or revoked: ask the operator for a new one (manage.py apikey create)."
+            )
+        return None, key
+
+    def authenticate_header(self, request: Request) -> str:
+        # Makes it a 401 (RFC 9110 section 11.6.1).
+        return 'Api-Key realm="event aggregator"'
+
+
+class HasScope(BasePermission):
+    """The key's scope is what the view asks for."""
+
+    def has_permission(self, request: Request, view: GuardedView) -> bool:  # type: ignore[override]
+        key = key_of(request)
+        if key is None:
+            raise NotAuthenticated("An API key is needed: send the header Authorization: Api-Key <key>.")
+        if view.scope != "any" and view.scope not in key.scopes:
+            raise PermissionDenied(
+                f"This needs an API key with the scope {view.scope}; this one has {' and '.join(key.scopes)}."
+            )
+        if view.every_topic and key.topics:
+            raise PermissionDenied("This tells of every topic, and this API key opens only some.")
+        return True
+
+
+class HasScopeOrLogin(HasScope):
+    """For pages of people: a key, or being logged in to the admin."""
+
+    def has_permission(self, request: Request, view: GuardedView) -> bool:  # type: ignore[override]
+        user = getattr(request._request, "user", None)
+        if user is not None and user.is_active and user.is_staff:
+            return True
+        if key_of(request) is None:
+            raise NotAuthenticated(
+                "Log in at /admin/ first, or send an API key in the header Authorization: Api-Key <key>."
+            )
+        return super().has_permission(request, view)
+
+
+def check_topics(key: ApiKey | None, events: Sequence[wire.Event]) -> None:
+    """Lets a publish pass whose topics the key opens.
+
+    Raises:
+        ForeignTopics: names every event that has another one.
+    """
+    if key is None or not key.topics:
+        return
+    beginnings = tuple(key.topics)
+    foreign = [index for index, event in enumerate(events) if not event.topic.startswith(beginnings)]
+    if foreign:
+        message = f"does not begin with {' or '.join(key.topics)}, which is what this API key opens"
+        problems = [wire.Problem(index=index, field="topic", message=message) for index in foreign[: wire.MAX_PROBLEMS]]
+        raise ForeignTopics(problems, len(foreign), len(events))
+
+
+class RateThrottle(SimpleRateThrottle):
+    """Counts the requests of a key, or of an address where there is none, in windows of the rate's own unit.
+
+    A counter in the shared cache, because SimpleRateThrottle's list of moments grows with the rate and loses what two
+    processes write at once. A window can begin anywhere, so up to twice the rate passes around its edge.
+    """
+
+    scope = "api"
+    silent_until = 0.0
+    num_requests: int
+    #: Seconds.
+    duration: int
+    seconds_left = 0.0
+
+    def get_rate(self) -> str:
+        return str(settings.THROTTLE_RATE)
+
+    def allow_request(self, request: Request, view: Any) -> bool:
+        moment = time.time()
+        window = int(moment // self.duration)
+        self.seconds_left = (window + 1) * self.duration - moment
+        return self._count(f"throttle:{_who(request)}:{window}") <= self.num_requests
+
+    def wait(self) -> float:
+        return self.seconds_left
+
+    def _count(self, name: str) -> int:
+        kind = type(self)
+        if time.monotonic() < kind.silent_until:
+            return 0
+        try:
+            cache.add(name, 0, timeout=self.duration + 1)
+            count = cache.incr(name)
+        except ValueError:
+            # It expired or was flushed between the two.
+            return 0
+        except Exception as error:
+            # Every cache has errors of its own. Without a count nobody is refused: the service is for taking events.
+            if not kind.silent_until:
+                log.warning("throttling is off: the cache does not answer: %s", error)
+            kind.silent_until = time.monotonic() + THROTTLE_PAUSE_SECONDS
+            return 0
+        if kind.silent_until:
+            kind.silent_until = 0.0
+            log.warning("throttling is on again")
+        return count
+
+
+def _who(request: Request) -> str:
+    key = key_of(request)
+    return f"key:{key.pk}" if key else f"address:{client_network(request._request)}"

@@ -1,0 +1,340 @@
+"""What /schema and /docs say of each call. The types come from the msgspec structs that do the work."""
+
+from typing import Any
+
+import msgspec
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
+
+from events import wire
+
+_REF = "#/components/schemas/{name}"
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": _REF.format(name=name)}
+
+
+def add_types(result: dict[str, Any], generator: Any, request: Any, public: Any) -> dict[str, Any]:
+    """drf-spectacular's post-processing hook: adds our types to the document."""
+    from events.api.batches import Receipt
+    from events.api.events import StoredEvent
+
+    _, types = msgspec.json.schema_components([wire.Event, wire.Problem, StoredEvent, Receipt], ref_template=_REF)
+    types["StoredEvent"]["properties"]["payload"] = types["Event"]["properties"]["payload"]
+    for name in ("id", "received_at", "batch_id"):
+        types["Event"]["properties"][name]["description"] = (
+            "Ignored, so that what GET /events gave can be published again."
+        )
+    types["Error"] = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
+    types["PublishError"] = {
+        "type": "object",
+        "required": ["detail"],
+        "properties": {"detail": {"type": "string"}, "errors": {"type": "array", "items": _ref("Problem")}},
+    }
+    result.setdefault("components", {}).setdefault("schemas", {}).update(types)
+    # drf-spectacular takes the word of a serializer for this, and there is none.
+    result["paths"]["/publish"]["post"]["requestBody"]["required"] = True
+    return result
+
+
+class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself
+    """Where the service requires keys: the button Authorize in /docs, and a lock beside each call."""
+
+    target_class = "events.api.doors.ApiKeyAuthentication"
+    name = "ApiKey"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
+        return {
+            "type": "apiKey",
+            "in": "header",
+            "name": "Authorization",
+            "description": "`Api-Key <key>`; the operator makes one with `manage.py apikey create`.",
+        }
+
+
+def _answer(schema: dict[str, Any], description: str, *examples: OpenApiExample) -> OpenApiResponse:
+    return OpenApiResponse(response=schema, description=description, examples=list(examples))
+
+
+def _error(description: str) -> OpenApiResponse:
+    return _answer(_ref("Error"), description)
+
+
+def _header(name: str, description: str, kind: Any = OpenApiTypes.STR, **more: Any) -> OpenApiParameter:
+    return OpenApiParameter(name, kind, OpenApiParameter.HEADER, description=description, **more)
+
+
+def _query(name: str, description: str, kind: Any = OpenApiTypes.STR) -> OpenApiParameter:
+    return OpenApiParameter(name, kind, OpenApiParameter.QUERY, description=description)
+
+
+_COUNT = {"type": "integer", "minimum": 0}
+_LINK = {"type": ["string", "null"], "format": "uri"}
+
+_ONE = {
+    "topic": "user.created",
+    "event_id": "evt-12345",
+    "timestamp": "2025-10-21T14:30:00Z",
+    "source": "auth-service",
+    "payload": {"user_id": 123, "email": "test@example.com"},
+}
+_TWO = {"topic": "order.placed", "event_id": "evt-001", "source": "order-service", "payload": {"order_id": 1}}
+_LOCATION = _header("Location", "Where the receipt is.", response=[200, 202])
+_RETRY = _header("Retry-After", "Seconds to wait before the next try.", OpenApiTypes.INT, response=[429, 503])
+
+#: What any call may answer that needs a key and can be throttled.
+_DOORS = {
+    401: _error("No API key where one is needed, or one that is unknown or revoked."),
+    403: _error("The API key does not open this."),
+    429: _error("Too many requests; Retry-After says when to come back."),
+}
+
+PUBLISH: dict[str, Any] = {
+    "operation_id": "publish",
+    "tags": ["events"],
+    "summary": "Publish events",
+    "description": (
+        'Takes one event, an array of events, or `{"events": [...]}`. The answer comes when all of them are on disk; '
+        "if one of them is wrong, none is accepted. Publish again after any error or lost answer: an event "
+        "that is stored already is dropped and counted as a duplicate."
+    ),
+    "parameters": [
+        _header(
+            "Prefer",
+            "`wait=N`: answer with the finished receipt if that takes N seconds at most, N ≤ 30 (RFC 7240).",
+        ),
+        _header(
+            "Idempotency-Key",
+            "A name for this publish; a second one with it gets the first one's receipt. Each API key has its own.",
+            {"type": "string", "minLength": 1, "maxLength": 255},
+        ),
+        _LOCATION,
+        _RETRY,
+    ],
+    "request": {
+        "application/json": {
+            "oneOf": [
+                _ref("Event"),
+                {"type": "array", "items": _ref("Event"), "minItems": 1},
+                {
+                    "type": "object",
+                    "required": ["events"],
+                    "additionalProperties": False,
+                    "properties": {"events": {"type": "array", "items": _ref("Event"), "minItems": 1}},
+                },
+            ]
+        }
+    },
+    "examples": [
+        OpenApiExample("one event", _ONE, request_only=True),
+        OpenApiExample("an array", [_ONE, _TWO], request_only=True),
+        OpenApiExample("an object", {"events": [_ONE, _TWO]}, request_only=True),
+    ],
+    "responses": {
+        202: _answer(
+            {
+                "type": "object",
+                "required": ["status", "received", "queued", "batch_id"],
+                "properties": {
+                    "status": {"type": "string", "const": "accepted"},
+                    "received": _COUNT,
+                    "queued": _COUNT,
+                    "batch_id": _COUNT,
+                },
+            },
+            "On disk, to be stored in a moment.",
+            OpenApiExample("accepted", {"status": "accepted", "received": 2, "queued": 2, "batch_id": 17}),
+        ),
+        200: _answer(_ref("Receipt"), "Processed already: asked for with `Prefer: wait`."),
+        400: _answer(
+            _ref("PublishError"), "Not events; nothing was accepted. Says what is wrong, where, how to mend it."
+        ),
+        413: _error("Too many events or bytes for one publish."),
+        415: _error("Not application/json in UTF-8."),
+        422: _error("The idempotency key was used before, for another body."),
+        **_DOORS,
+        403: _answer(_ref("PublishError"), "The API key may not publish, or not to a topic of one of the events."),
+        503: _error("The inbox is full or the database is away; nothing was accepted. See Retry-After."),
+    },
+}
+
+_PAGE = {
+    "type": "object",
+    "required": ["count", "next", "previous", "events"],
+    "properties": {
+        "count": _COUNT | {"description": "Events that match, on all pages."},
+        "next": _LINK,
+        "previous": _LINK,
+        "events": {"type": "array", "items": _ref("StoredEvent")},
+    },
+}
+
+EVENTS: dict[str, Any] = {
+    "operation_id": "events",
+    "tags": ["events"],
+    "summary": "List stored events",
+    "description": (
+        "Oldest first: in the order they were stored, or with `since` or `until` in that they were accepted. Follow "
+        "`next` and `previous` as they are. With `Accept: application/x-ndjson` or `text/csv` every match is streamed."
+    ),
+    "parameters": [
+        _query("topic", "Only events of this topic."),
+        _query("source", "Only events of this source."),
+        _query("event_id", "Only events with this id, of whatever topic."),
+        _query(
+            "batch_id",
+            "Only the events that this publish added.",
+            {"type": "integer", "minimum": 1, "maximum": 2**63 - 1},
+        ),
+        _query("since", "Only events accepted at this moment or later.", OpenApiTypes.DATETIME),
+        _query("until", "Only events accepted before this moment.", OpenApiTypes.DATETIME),
+        OpenApiParameter(
+            "limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, description="Events on a page."
+        ),
+        _query("cursor", "A place in the list, from `next` or `previous`."),
+    ],
+    "responses": {
+        (200, "application/json"): _PAGE,
+        (200, "application/x-ndjson"): OpenApiResponse(_ref("StoredEvent"), "One event a line."),
+        (200, "text/csv"): OpenApiResponse({"type": "string"}, "One event a row, with a header."),
+        400: _error("A parameter is unknown or wrong."),
+        **_DOORS,
+        406: _error("None of the types in Accept can be given."),
+        503: _error("The database is away, or too many streams are open."),
+    },
+}
+
+STATS: dict[str, Any] = {
+    "operation_id": "stats",
+    "tags": ["books"],
+    "summary": "Show what came in and what became of it",
+    "description": "Always: received = unique_processed + duplicate_dropped + pending + failed + discarded.",
+    "responses": {
+        200: _answer(
+            {
+                "type": "object",
+                "required": [
+                    "received",
+                    "unique_processed",
+                    "duplicate_dropped",
+                    "pending",
+                    "failed",
+                    "discarded",
+                    "topics",
+                    "by_topic",
+                    "uptime",
+                ],
+                "properties": {
+                    "received": _COUNT | {"description": "Events accepted."},
+                    "unique_processed": _COUNT | {"description": "Events stored."},
+                    "duplicate_dropped": _COUNT | {"description": "Events dropped: their key was stored already."},
+                    "pending": _COUNT | {"description": "Events on disk that wait to be stored."},
+                    "failed": _COUNT | {"description": "Events of dead letters."},
+                    "discarded": _COUNT | {"description": "Events of dead letters that an operator gave up."},
+                    "topics": {"type": "array", "items": {"type": "string"}},
+                    "by_topic": {
+                        "type": "object",
+                        "additionalProperties": {
+                            "type": "object",
+                            "required": ["unique_processed", "duplicate_dropped"],
+                            "properties": {"unique_processed": _COUNT, "duplicate_dropped": _COUNT},
+                        },
+                    },
+                    "uptime": _COUNT | {"description": "Seconds since the service started."},
+                },
+            },
+            "The books, in one snapshot.",
+            OpenApiExample(
+                "after a load of 5,000 with 20 % duplicates",
+                {
+                    "received": 5000,
+                    "unique_processed": 4000,
+                    "duplicate_dropped": 1000,
+                    "pending": 0,
+                    "failed": 0,
+                    "discarded": 0,
+                    "topics": ["user.created"],
+                    "by_topic": {"user.created": {"unique_processed": 4000, "duplicate_dropped": 1000}},
+                    "uptime": 42,
+                },
+            ),
+        ),
+        **_DOORS,
+        503: _error("The database is away."),
+    },
+}
+
+BATCH: dict[str, Any] = {
+    "operation_id": "batch",
+    "tags": ["books"],
+    "summary": "Show what became of one publish",
+    "responses": {
+        200: _answer(_ref("Receipt"), "The receipt."),
+        **_DOORS,
+        404: _error("There is no such publish, or it is none of this API key's."),
+        503: _error("The database is away."),
+    },
+}
+
+HEALTH: dict[str, Any] = {
+    "operation_id": "health",
+    "tags": ["service"],
+    "summary": "Say whether the process answers",
+    "responses": {
+        200: _answer(
+            {
+                "type": "object",
+                "required": ["status"],
+                "properties": {"status": {"type": "string", "const": "healthy"}},
+            },
+            "It does.",
+        ),
+    },
+}
+
+_READY = {
+    "type": "object",
+    "required": ["status", "down", "parts"],
+    "properties": {
+        "status": {"type": "string", "enum": ["ready", "unavailable"]},
+        "down": {"type": "array", "items": {"type": "string"}},
+        "parts": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["state"],
+                "properties": {
+                    "state": {"type": "string", "enum": ["ok", "warning", "down"]},
+                    "detail": {"type": "string"},
+                    "ms": {"type": "number"},
+                },
+            },
+        },
+    },
+}
+
+READY: dict[str, Any] = {
+    "operation_id": "ready",
+    "tags": ["service"],
+    "summary": "Say whether the service can do its work",
+    "description": (
+        "Database, cache, broker, worker and beat, and whether anything has been pending too long. `Accept: text/html` "
+        "gives a page for people. Without beat the service is still ready: it is a warning."
+    ),
+    "responses": {
+        (200, "application/json"): OpenApiResponse(_READY, "It can."),
+        (200, "text/html"): OpenApiResponse({"type": "string"}, "It can, as a page."),
+        (503, "application/json"): OpenApiResponse(_READY, "It cannot; `down` names what is in the way."),
+        (503, "text/html"): OpenApiResponse({"type": "string"}, "It cannot, as a page."),
+        406: _error("None of the types in Accept can be given."),
+    },
+}
+
+METRICS: dict[str, Any] = {
+    "operation_id": "metrics",
+    "tags": ["service"],
+    "summary": "Show what Prometheus collects",
+    "responses": {(200, "text/plain"): OpenApiResponse({"type": "string"}, "Prometheus' text format.")},
+}

@@ -1,0 +1,28 @@
+"""`manage.py audit`: proves the books, one line an invariant."""
+
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
+
+from events.audit import audit
+
+
+class Command(BaseCommand):
+    help = "Recount everything and set the two sides of each invariant beside each other. Exit code 1 if one fails."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            findings = audit()
+        except DatabaseError as error:
+            raise CommandError(f"The books cannot be read: {error}") from None
+        for finding in findings:
+            word, style = ("ok", self.style.SUCCESS) if finding.holds else ("FAILED", self.style.ERROR)
+            sides = f"{finding.left:,} {'=' if finding.holds else '≠'} {finding.right:,}"
+            self.stdout.write(f"{style(f'{word:<6}')}  {finding.claim}: {sides}")
+        failed = sum(not finding.holds for finding in findings)
+        if failed:
+            self.stdout.write(self.style.ERROR(f"The books are wrong: {failed} of {len(findings)} claims failed."))
+            sys.exit(1)
+        self.stdout.write(f"The books are right: all {len(findings)} claims hold.")
