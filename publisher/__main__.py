@@ -1,0 +1,29 @@
+"""`python -m publisher`: load against a running service, from a shell or from Compose. `--help` lists the options."""
+
+import argparse
+import os
+import signal
+import sys
+
+from rich.console import Console
+
+from publisher.command import publish
+from publisher.options import add_options
+
+
+def main() -> int:
+    """Read the options and publish. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m publisher",
+        usage="python -m publisher [options]",
+        description="Publish made-up events to a running aggregator and check that all of them are accounted for.",
+    )
+    add_options(parser, environ=os.environ)
+    options = parser.parse_args()
+    # `docker compose stop` sends SIGTERM, which process 1 of a container ignores unless it says otherwise.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return publish(options, console=Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
