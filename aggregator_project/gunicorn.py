@@ -1,0 +1,67 @@
+"""gunicorn's configuration: `gunicorn -c python:aggregator_project.gunicorn aggregator_project.wsgi`."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aggregator_project.settings")
+
+from django.conf import settings
+
+from aggregator_project.doors import open_doors
+from aggregator_project.stack import address_of
+from aggregator_project.tether import end_with
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+
+bind = f"[{settings.BIND}]:{settings.PORT}" if ":" in settings.BIND else f"{settings.BIND}:{settings.PORT}"
+# Threads, which one SQLite file serves as well as processes do, but none of them for a slow client: see gathering.py.
+worker_class = "aggregator_project.gathering.GatheringWorker"
+workers = settings.WEB_PROCESSES
+threads = settings.WEB_THREADS
+# Loaded once in the master: the processes share its memory, and /stats its start time.
+preload_app = True
+#: Seconds an idle connection stays open; longer than the pauses of a publisher that posts now and then.
+keepalive = 30
+#: Seconds a process may be silent before it is replaced. Threads keep it talking, so this is for a process that hangs.
+timeout = 30
+#: Seconds for requests in flight when the service is stopped; less than stack.STOP_SECONDS.
+graceful_timeout = 6
+# A listening socket a process: of one that they share, the first to wake takes every connection of a burst, and with
+# keep-alive it keeps them, while the others idle (16 of 16 in four of five runs). Only Linux spreads them.
+reuse_port = sys.platform == "linux"
+#: Connections that wait to be taken, while all processes are busy.
+backlog = 2048
+#: Connections a process has at a time. With what else it has open that is below the 1,024 files of a common limit.
+worker_connections = 800
+# A page of events with three filters of 255 characters each, all of them escaped, has about 9,500; 8,190 is the most
+# that gunicorn can be told. A request's line and headers together: see gathering.py.
+limit_request_line = 8190
+limit_request_fields = 64
+limit_request_field_size = 8190
+# TRUSTED_PROXIES is applied in proxies.py, which knows X-Forwarded-For as well; gunicorn itself trusts nobody.
+forwarded_allow_ips = ""
+# The heartbeat file must not wait for a busy disk.
+_memory = Path("/dev/shm")  # noqa: S108  (gunicorn makes its file there with a random name)
+worker_tmp_dir = str(_memory) if _memory.is_dir() else None
+logconfig_dict: dict[str, Any] = settings.LOGGING
+# To the handlers of LOGGING only.
+errorlog = accesslog = None
+# gunicorn listens for its own command line on a socket in the home folder; nothing here uses it.
+control_socket_disable = True
+proc_name = "aggregator-web"
+
+
+def when_ready(_server: "Arbiter") -> None:
+    log = logging.getLogger("gunicorn")
+    log.info("ready on %s", address_of(settings.PORT))
+    for door in open_doors():
+        log.warning(door)
+
+
+def post_fork(_server: "Arbiter", worker: "Worker") -> None:
+    end_with(worker.ppid)
