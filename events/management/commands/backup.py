@@ -1,0 +1,23 @@
+"""`manage.py backup FILE`: a copy of the SQLite database, made while the service runs."""
+
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
+
+from events.backup import NotCopied, back_up
+
+
+class Command(BaseCommand):
+    help = "Copy the SQLite database into a new file while the service runs, as it is at this instant, and check it."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("file", type=Path, help="the file to make")
+
+    def handle(self, *args: Any, file: Path, **options: Any) -> None:
+        try:
+            size = back_up(file)
+        except (NotCopied, DatabaseError) as error:
+            raise CommandError(str(error)) from None
+        self.stdout.write(f"{file}: {size / 1e6:,.1f} MB, complete and checked.")
