@@ -1,0 +1,110 @@
+"""Events: find one, read it, see the batch it came in and what was dropped for it. Nothing here can be changed."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db.models import F, QuerySet, Sum
+from django.db.models.functions import Substr
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, StreamingHttpResponse
+from django.urls import URLPattern, path
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from events.admin.columns import link, moment
+from events.admin.filters import EventFilters
+from events.admin.listing import Listing, ReadOnlyAdmin
+from events.admin.payload import pretty
+from events.api.events import comma_separated, ndjson
+from events.models import Batch, Duplicate, Event, Pruned, TopicTotal
+
+#: Characters of a payload that the list shows.
+PREVIEW = 90
+#: Dropped duplicates that the page of an event lists.
+DUPLICATES_SHOWN = 20
+
+_EXPORTS = {"csv": (comma_separated, "text/csv; charset=utf-8"), "ndjson": (ndjson, "application/x-ndjson")}
+
+
+class EventListing(Listing):
+    def known_count(self) -> int | None:
+        """How many events the filters match, where the books know it."""
+        if not self.filters.is_valid():
+            return None
+        wanted = self.filters.wanted(*self.filters.fields)
+        if wanted.keys() > {"topic"} or wanted.keys() - {"topic"}:
+            return None
+        return TopicTotal.objects.filter(**wanted).aggregate(total=Sum(F("unique") - F("expired")))["total"] or 0
+
+
+@admin.register(Event)
+class EventAdmin(ReadOnlyAdmin):
+    filters = EventFilters
+    change_list_template = "admin/events/event_list.html"
+    detail_template = "admin/events/event.html"
+    nothing_yet = (
+        "No event is stored yet. Publish one: /docs has a form for it, and `manage.py publish` sends thousands."
+    )
+    list_display = ("id_", "topic_", "source_", "accepted", "preview")
+    list_display_links = None
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[Listing]:
+        return EventListing
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).filter(pk__gt=Pruned.objects.listed_after())
+
+    def columns(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        # A payload may have megabytes, and a page has fifty.
+        return rows.defer("payload").annotate(beginning=Substr("payload", 1, PREVIEW + 1))
+
+    @admin.display(description="Event id")
+    def id_(self, event: Event) -> SafeString:
+        return link("event", event.pk, event.event_id)
+
+    @admin.display(description="Topic")
+    def topic_(self, event: Event) -> SafeString:
+        return format_html('<span class="key">{}</span>', event.topic)
+
+    @admin.display(description="Source")
+    def source_(self, event: Event) -> SafeString:
+        return format_html('<span class="key">{}</span>', event.source)
+
+    @admin.display(description="Accepted")
+    def accepted(self, event: Event) -> SafeString:
+        return moment(event.received_at)
+
+    @admin.display(description="Payload")
+    def preview(self, event: Any) -> SafeString:
+        text = event.beginning
+        return format_html('<code class="preview">{}{}</code>', text[:PREVIEW], "…" if len(text) > PREVIEW else "")
+
+    def details(self, request: HttpRequest, row: Event) -> dict[str, Any]:
+        dropped = Duplicate.objects.filter(topic=row.topic, event_id=row.event_id).order_by("-id").defer("payload")
+        found = list(dropped[: DUPLICATES_SHOWN + 1])
+        return {
+            "payload": pretty(row.payload),
+            "batch": Batch.objects.defer("body").filter(pk=row.batch_id).first(),
+            "duplicates": found[:DUPLICATES_SHOWN],
+            "more_duplicates": len(found) > DUPLICATES_SHOWN,
+        }
+
+    def get_urls(self) -> list[URLPattern]:
+        export = path("export.<str:form>", self.admin_site.admin_view(self.export), name="events_event_export")
+        return [export, *super().get_urls()]
+
+    def export(self, request: HttpRequest, form: str) -> HttpResponse | StreamingHttpResponse:
+        """Every event that the filters match, oldest first, as a file that is written while it is read."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if form not in _EXPORTS:
+            raise Http404("Events can be exported as csv or ndjson.")
+        filters = EventFilters(request.GET)
+        if not filters.is_valid():
+            return HttpResponseBadRequest("A filter is not valid: go back to the list, which says which one.")
+        write, content_type = _EXPORTS[form]
+        return StreamingHttpResponse(
+            write(filters.query()),
+            content_type=content_type,
+            headers={"Content-Disposition": f'attachment; filename="events.{form}"'},
+        )

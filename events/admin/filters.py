@@ -1,0 +1,173 @@
+"""What lists can be filtered by. Every filter is one that an index serves."""
+
+from typing import Any
+
+from django import forms
+from django.db import connection
+from django.db.models import QuerySet, Value
+from django.db.models.functions import Concat
+
+from events.api.events import Query
+from events.models import KEY_LENGTH, Batch, Duplicate, Event, SourceTotal, TopicTotal
+
+#: Events that a search by the beginning of an id finds at most: enough to see, and it never sorts a million.
+PREFIX_MATCHES = 200
+#: Events that are sorted by time for a page at most: some 50 ms.
+SORTED = 10_000
+#: The last character of Unicode: everything that begins with a text sorts between the text and the text with it.
+_LAST = chr(0x10FFFF)
+_LARGEST_ID = 2**63 - 1
+
+
+class Filters(forms.Form):
+    """Base of the filters of a list: a form that is sent with GET."""
+
+    @property
+    def order(self) -> list[str]:
+        """The fields that rows are sorted by, oldest first. The last one is unique."""
+        return ["id"]
+
+    @property
+    def active(self) -> bool:
+        return any(self.data.get(name) for name in self.fields)
+
+    def wanted(self, *names: str) -> dict[str, Any]:
+        """Those of the fields that were filled in."""
+        return {name: self.cleaned_data[name] for name in names if self.cleaned_data.get(name) not in (None, "")}
+
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        return rows
+
+
+class _KeyField(forms.CharField):
+    def __init__(self, label: str, placeholder: str = "", **kwargs: Any) -> None:
+        widget = forms.TextInput(attrs={"placeholder": placeholder, "autocomplete": "off", "spellcheck": "false"})
+        super().__init__(label=label, max_length=KEY_LENGTH, required=False, strip=False, widget=widget, **kwargs)
+
+
+class _NumberField(forms.IntegerField):
+    def __init__(self, label: str) -> None:
+        widget = forms.TextInput(attrs={"inputmode": "numeric", "autocomplete": "off"})
+        super().__init__(label=label, min_value=1, max_value=_LARGEST_ID, required=False, widget=widget)
+
+
+class _MomentField(forms.DateTimeField):
+    def __init__(self, label: str) -> None:
+        widget = forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M")
+        super().__init__(label=label, required=False, widget=widget)
+
+
+class _ChoiceField(forms.ChoiceField):
+    def __init__(self, label: str, choices: list[tuple[str, str]]) -> None:
+        super().__init__(label=label, choices=[("", "Any"), *choices], required=False)
+
+
+def _found_by_id(rows: QuerySet[Any], event_id: str, topic: str) -> dict[str, Any]:
+    """Lookups for the rows with this event id, or where there is none, for the first that begin with it.
+
+    The index of the key starts with the topic, so without one the id is looked up under each topic that there is.
+    """
+    under = rows.filter(topic=topic) if topic else rows.filter(topic__in=TopicTotal.objects.values("topic"))
+    if under.filter(event_id=event_id).exists():
+        return {"event_id": event_id}
+    beginning = under.filter(event_id__gte=event_id, event_id__lt=event_id + _LAST, event_id__startswith=event_id)
+    return {"pk__in": list(beginning.order_by().values_list("pk", flat=True)[:PREFIX_MATCHES])}
+
+
+class EventFilters(Filters):
+    """The filters of events, which are those of GET /events."""
+
+    event_id = _KeyField("Event id", "evt-123, or how it begins")
+    topic = _KeyField("Topic")
+    source = _KeyField("Source")
+    since = _MomentField("Accepted from (UTC)")
+    until = _MomentField("until (UTC)")
+    batch_id = _NumberField("Batch")
+
+    @property
+    def order(self) -> list[str]:
+        return ["received_at", "id"] if self.is_valid() and self.wanted("since", "until") else ["id"]
+
+    def query(self) -> Query:
+        """The same question as GET /events would be asked; valid forms only."""
+        equal = self.wanted("topic", "source", "batch_id")
+        if event_id := self.cleaned_data["event_id"]:
+            equal |= _found_by_id(Event.objects.all(), event_id, self.cleaned_data["topic"])
+        return Query(equal=equal, since=self.cleaned_data["since"], until=self.cleaned_data["until"])
+
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        query = self.query()
+        hidden = _frequent(query.equal) if query.by_time and connection.vendor == "sqlite" else {}
+        query.equal = {name: value for name, value in query.equal.items() if name not in hidden}
+        found = query.matches()
+        for name, value in hidden.items():
+            found = found.alias(**{f"any_{name}": Concat(name, Value(""))}).filter(**{f"any_{name}": value})
+        return found
+
+
+def _frequent(equal: dict[str, Any]) -> dict[str, Any]:
+    """Those of the lookups that match too many events to sort them all by time.
+
+    SQLite would find them by the index of the topic or source and then sort. Said so that this index does not serve,
+    it goes along the index of time instead, where what is frequent is soon found. With a million events, 50,000 of them
+    of the topic, it took 37 ms instead of 197.
+    """
+    return {
+        name: equal[name]
+        for name, totals in (("topic", TopicTotal), ("source", SourceTotal))
+        if name in equal and totals._default_manager.filter(**{name: equal[name]}, unique__gt=SORTED).exists()
+    }
+
+
+class DuplicateFilters(Filters):
+    """The filters of the log of duplicates."""
+
+    event_id = _KeyField("Event id", "evt-123, or how it begins")
+    topic = _KeyField("Topic")
+    source = _KeyField("Source")
+    payload = _ChoiceField("Payload", [("differs", "differs from the stored one"), ("same", "is the same")])
+    batch_id = _NumberField("Batch")
+
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        rows = rows.filter(**self.wanted("topic", "source", "batch_id"))
+        if event_id := self.cleaned_data["event_id"]:
+            topic = self.cleaned_data["topic"]
+            rows = rows.filter(**_found_by_id(Duplicate.objects.all(), event_id, topic))
+            if not topic:
+                rows = rows.filter(topic__in=TopicTotal.objects.values("topic"))
+        if payload := self.cleaned_data["payload"]:
+            rows = rows.filter(payload_differs=payload == "differs")
+        return rows
+
+
+class BatchFilters(Filters):
+    """The filters of batches."""
+
+    number = _NumberField("Batch")
+    status = _ChoiceField("Status", [(status.value, status.label) for status in Batch.Status])
+    idempotency_key = _KeyField("Idempotency key")
+
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        rows = rows.filter(**self.wanted("status", "idempotency_key"))
+        if number := self.cleaned_data["number"]:
+            rows = rows.filter(pk=number)
+        if status := self.cleaned_data["status"]:
+            # Says what the index of open batches needs to hear.
+            rows = rows.filter(processed_at__isnull=status != Batch.Status.PROCESSED)
+        return rows
+
+
+class TotalFilters(Filters):
+    """The filter of totals: how a name begins."""
+
+    name = _KeyField("Name", "how it begins")
+
+    def __init__(self, *args: Any, field: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._field = field
+
+    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        if name := self.cleaned_data["name"]:
+            field = self._field
+            rows = rows.filter(**{f"{field}__gte": name, f"{field}__lt": name + _LAST, f"{field}__startswith": name})
+        return rows

@@ -1,0 +1,167 @@
+"""Lists of rows that may be millions: newest first, filtered through indexes, paged without counting."""
+
+from typing import Any
+
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.db.models import Model, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from unfold.admin import ModelAdmin
+from unfold.views import ChangeList
+
+from events.admin.filters import Filters
+
+#: Rows on a page.
+PAGE = 50
+#: The parameter that says where a page begins: older-17 has the rows before number 17, newer-17 those after it.
+PLACE = "p"
+
+
+class Listing(ChangeList):
+    """A page of rows, newest first, with links to the newer and the older ones instead of numbered pages.
+
+    A numbered page needs COUNT(*) to know how many there are, and OFFSET to get there: both read all rows before it.
+    """
+
+    filters: Filters
+    newer: str | None = None
+    older: str | None = None
+
+    def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+        # Ours are no lookups of Django's; others than ours and its own are refused as it refuses them.
+        names = self.model_admin.filters.base_fields
+        return {name: value for name, value in super().get_filters_params(params).items() if name not in names}
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        if self.get_filters_params():
+            raise IncorrectLookupParameters
+        self.filters = self.model_admin.filters(request.GET)
+        # Django's template asks for these.
+        self.filter_specs: list[Any] = []
+        self.has_filters = self.has_active_filters = False
+        if not self.filters.is_valid():
+            return self.root_queryset.none()
+        return self.model_admin.columns(self.filters.narrow(self.root_queryset))
+
+    def get_results(self, request: HttpRequest) -> None:
+        order = self.filters.order
+        direction, number = _place(request.GET.get(PLACE, ""))
+        newer = direction == "newer"
+        rows = self.queryset
+        if direction:
+            rows = rows.filter(pk__in=[]) if number is None else self._beyond(rows, order, number, newer=newer)
+        rows = rows.order_by(*(order if newer else [f"-{name}" for name in order]))
+        found = list(rows[: self.list_per_page + 1])
+        more = len(found) > self.list_per_page
+        found = found[: self.list_per_page]
+        if newer:
+            found.reverse()
+        if found and (more or newer):
+            self.older = self.get_query_string({PLACE: f"older-{found[-1].pk}"})
+        if found and (more if newer else direction):
+            self.newer = self.get_query_string({PLACE: f"newer-{found[0].pk}"})
+        self.result_list = found
+        self.result_count = self.full_result_count = len(found)
+        self.show_full_result_count = False
+        self.can_show_all = self.multi_page = False
+        self.paginator = Paginator(found, self.list_per_page)
+        self.show_admin_actions = bool(found)
+
+    def _beyond(self, rows: QuerySet[Any], order: list[str], number: int, *, newer: bool) -> QuerySet[Any]:
+        lookup = "gt" if newer else "lt"
+        if order == ["id"]:
+            return rows.filter(**{f"id__{lookup}": number})
+        moment = self.root_queryset.order_by().filter(pk=number).values_list(order[0], flat=True).first()
+        if moment is None:
+            # Retention has removed it meanwhile.
+            return rows
+        same_moment = {order[0]: moment, f"id__{'lte' if newer else 'gte'}": number}
+        return rows.filter(**{f"{order[0]}__{lookup}e": moment}).exclude(**same_moment)
+
+
+def _place(text: str) -> tuple[str, int | None]:
+    direction, _, number = text.partition("-")
+    if direction not in ("older", "newer"):
+        return "", None
+    return direction, int(number) if number.isascii() and number.isdigit() and len(number) < 19 else None
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """Rows that the service writes and people read."""
+
+    filters: type[Filters] = Filters
+    change_list_template = "admin/events/list.html"
+    #: The page of one row.
+    detail_template = ""
+    #: What an empty list says where no filter is set.
+    nothing_yet = ""
+    list_per_page = PAGE
+    show_full_result_count = False
+    sortable_by = ()
+    list_fullwidth = True
+    actions: Any = None
+
+    def columns(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """The rows with what a list shows of them, and without what it does not."""
+        return rows
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[Listing]:
+        return Listing
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        title = str(self.opts.verbose_name_plural).capitalize()
+        return super().changelist_view(
+            request, {"title": title, "nothing_yet": self.nothing_yet, **(extra_context or {})}
+        )
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        row = self.row(request, object_id)
+        return TemplateResponse(
+            request,
+            self.detail_template,
+            {
+                **self.admin_site.each_context(request),
+                "title": str(row),
+                "opts": self.opts,
+                "row": row,
+                "list_url": reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"),
+                **self.details(request, row),
+                **(extra_context or {}),
+            },
+        )
+
+    def row(self, request: HttpRequest, object_id: str) -> Model:
+        """The row with this number.
+
+        Raises:
+            PermissionDenied, Http404: this user may not see it; there is none.
+        """
+        number = int(object_id) if object_id.isascii() and object_id.isdigit() and len(object_id) < 19 else None
+        row: Model | None = self.get_queryset(request).filter(pk=number).first() if number else None
+        if not self.has_view_permission(request, row):
+            raise PermissionDenied
+        if row is None:
+            raise Http404(f"There is no {self.opts.verbose_name} {object_id}.")
+        return row
+
+    def details(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        """What the page of one row shows beside the row."""
+        return {}

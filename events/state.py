@@ -1,0 +1,135 @@
+"""Whether the parts of the service are there: database, broker, workers, beat, and how old the inbox has grown.
+
+Each question is answered within a second or two and never raises: the answer is a Part that is well, or says what is
+wrong.
+
+Workers and beat say that they are there by a row in the database, the one thing that all parts share whatever the
+broker and the cache are. Asking workers over the broker (celery inspect) would hold a web thread for a second each
+time, and would not find one that is only busy.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from celery import current_app
+from django.db import connection
+from django.utils import timezone
+
+from events import inbox
+from events.models import Heartbeat
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two heartbeats of a part.
+HEARTBEAT_SECONDS = 5
+#: Seconds after which a part that said nothing is taken to be gone; three heartbeats may be late or lost.
+GONE_SECONDS = 20
+#: Seconds after which a part that is gone is forgotten: somebody has taken it away.
+FORGOTTEN_SECONDS = 24 * 3600
+#: Seconds that the broker may take to answer.
+BROKER_SECONDS = 1
+#: Seconds that a batch may be pending before somebody should look: drains begin within two.
+LATE_SECONDS = 60
+
+WORKER, BEAT = "worker", "beat"
+
+
+@dataclass(slots=True)
+class Part:
+    """One part of the service, and in a few words how it is."""
+
+    name: str
+    well: bool
+    detail: str
+
+
+def database() -> Part:
+    """Whether the database answers."""
+    began = time.perf_counter()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except Exception as error:
+        return Part("database", False, _reason(error))
+    return Part("database", True, _answered(began))
+
+
+def broker() -> Part:
+    """Whether the broker takes connections."""
+    try:
+        with current_app.connection_for_write(connect_timeout=BROKER_SECONDS) as link:
+            # Imports the transport; what that takes says nothing about the broker.
+            _ = link.transport
+            began = time.perf_counter()
+            link.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_SECONDS)
+    except Exception as error:
+        return Part("broker", False, _reason(error))
+    return Part("broker", True, _answered(began))
+
+
+def workers() -> Part:
+    """Whether at least one worker is there."""
+    return _by_heartbeat("workers", WORKER, lambda names: f"{len(names)} running")
+
+
+def beat() -> Part:
+    """Whether beat is there: it rings for what was forgotten, and starts retention."""
+    return _by_heartbeat("beat", BEAT, lambda _: "running")
+
+
+def oldest_pending_seconds() -> float | None:
+    """How long the oldest pending batch has waited; None where nothing is pending or the database is away."""
+    try:
+        since = inbox.pending_since()
+    except Exception:
+        return None
+    return None if since is None else max(0.0, (timezone.now() - since).total_seconds())
+
+
+def note(part: str, name: str) -> None:
+    """Says that a part is there. To be called often: it writes once in HEARTBEAT_SECONDS, and never raises.
+
+    Args:
+        part: WORKER or BEAT.
+        name: tells several of the same kind apart, as host and process.
+    """
+    if time.monotonic() < _silent_until.get(part, 0.0):
+        return
+    _silent_until[part] = time.monotonic() + HEARTBEAT_SECONDS
+    now = timezone.now()
+    try:
+        Heartbeat.objects.update_or_create(part=part, name=name, defaults={"seen_at": now})
+        Heartbeat.objects.filter(seen_at__lt=now - timedelta(seconds=FORGOTTEN_SECONDS)).delete()
+    except Exception as error:
+        log.warning("heartbeat not written: %s", error)
+
+
+#: By part, when this process may say again that it is there, on the monotonic clock.
+_silent_until: dict[str, float] = {}
+
+
+def _by_heartbeat(title: str, part: str, well: Callable[[list[str]], str]) -> Part:
+    try:
+        heartbeats = dict(Heartbeat.objects.filter(part=part).values_list("name", "seen_at"))
+    except Exception as error:
+        return Part(title, False, f"unknown: {_reason(error)}")
+    if not heartbeats:
+        return Part(title, False, "none has started yet")
+    now = timezone.now()
+    present = [name for name, at in heartbeats.items() if (now - at).total_seconds() <= GONE_SECONDS]
+    if not present:
+        return Part(title, False, f"last seen {max(heartbeats.values()):%Y-%m-%d %H:%M:%S} UTC")
+    return Part(title, True, well(present))
+
+
+def _answered(began: float) -> str:
+    milliseconds = (time.perf_counter() - began) * 1000
+    return "answers in < 1 ms" if milliseconds < 1 else f"answers in {milliseconds:.0f} ms"
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

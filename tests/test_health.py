@@ -1,0 +1,184 @@
+"""GET /health/ready: ready, or what is in the way; asked as often as one likes."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.cache import cache
+from django.test import Client
+from django.utils import timezone
+
+from events import health, state
+from events.models import Heartbeat
+from tests.test_store import pending
+
+# The checks run in threads, which see what is committed.
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known() -> Iterator[None]:
+    health._Known.report, health._Known.at = None, float("-inf")
+    yield
+    health._Known.report, health._Known.at = None, float("-inf")
+
+
+@pytest.fixture
+def parts() -> None:
+    """A worker and beat that are there."""
+    seen("worker")
+    seen("beat")
+
+
+def seen(part: str, seconds_ago: float = 0) -> None:
+    at = timezone.now() - timedelta(seconds=seconds_ago)
+    Heartbeat.objects.update_or_create(part=part, name=part, defaults={"seen_at": at})
+
+
+def ask(client: Client) -> tuple[int, dict[str, Any]]:
+    health._Known.at = float("-inf")
+    answer = client.get("/health/ready")
+    return answer.status_code, answer.json()
+
+
+def away(*_: Any, **__: Any) -> Any:
+    raise OSError("away")
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_service_that_is_whole_is_ready(client: Client) -> None:
+    status, answer = ask(client)
+    assert (status, answer["status"], answer["down"]) == (200, "ready", [])
+    assert {name: part["state"] for name, part in answer["parts"].items()} == dict.fromkeys(health.CHECKS, "ok")
+
+
+@pytest.mark.parametrize("part", ["database", "broker", "worker"])
+@pytest.mark.usefixtures("parts")
+def test_what_is_down_is_named(part: str, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    if part == "database":
+        monkeypatch.setattr(health.checks.Database, "run", away)
+    if part == "broker":
+        monkeypatch.setattr(state.current_app, "connection_for_write", away)
+    if part == "worker":
+        seen("worker", state.GONE_SECONDS + 1)
+    status, answer = ask(client)
+    assert (status, answer["status"], answer["down"]) == (503, "unavailable", [part])
+    assert answer["parts"][part]["detail"]
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_cache_that_forgets_is_named(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(cache._connections["default"]), "set", lambda *_, **__: None)
+    assert ask(client)[1]["down"] == ["cache"]
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_worker_that_drains_is_there(client: Client) -> None:
+    """It says so every few seconds from its main process; a drain of five may make it late."""
+    seen("worker", 11)
+    assert ask(client)[0] == 200
+
+
+@pytest.mark.usefixtures("parts")
+def test_without_beat_it_is_ready_and_says_so(client: Client) -> None:
+    seen("beat", state.GONE_SECONDS + 1)
+    status, answer = ask(client)
+    assert (status, answer["down"], answer["parts"]["beat"]["state"]) == (200, [], "warning")
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_batch_that_waits_too_long_is_in_the_way(client: Client, settings: Any) -> None:
+    pending(at=timezone.now() - timedelta(seconds=61))
+    status, answer = ask(client)
+    assert (status, answer["down"]) == (503, ["pending"])
+    settings.READY_MAX_PENDING_SECONDS = 90
+    assert ask(client)[0] == 200
+    settings.READY_MAX_PENDING_SECONDS = 0
+    assert ask(client)[0] == 200
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_part_that_hangs_holds_the_answer_up_no_longer_than_its_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[bool] = []
+
+    def hang() -> state.Part:
+        while not released:
+            time.sleep(0.01)
+        return state.Part("broker", True, "")
+
+    monkeypatch.setattr(state, "broker", hang)
+    monkeypatch.setattr(health.StateCheck, "timeout", timedelta(seconds=-0.9))
+    try:
+        assert "broker" in ask(client)[1]["down"]
+    finally:
+        released.append(True)
+
+
+@pytest.mark.usefixtures("parts")
+def test_asking_often_asks_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = counting(monkeypatch)
+    for _ in range(5):
+        assert client.get("/health/ready").status_code == 200
+    assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("parts")
+def test_whoever_asks_while_somebody_does_gets_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = health.report()
+    health._Known.at = float("-inf")
+    with health._asking, ThreadPoolExecutor(1) as threads:
+        assert threads.submit(health.report).result(timeout=5) is before
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    asked: list[int] = []
+    whole: Callable[[], health.Report] = health._ask
+
+    def ask_and_count() -> health.Report:
+        asked.append(1)
+        return whole()
+
+    monkeypatch.setattr(health, "_ask", ask_and_count)
+    return asked
+
+
+@pytest.mark.usefixtures("parts")
+def test_people_get_a_page(client: Client) -> None:
+    seen("worker", state.GONE_SECONDS + 1)
+    answer = client.get("/health/ready", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert answer.status_code == 503
+    assert answer.headers["Content-Type"].startswith("text/html")
+    page = answer.content.decode()
+    assert "Not ready: worker" in page
+    assert "<script" not in page
+    assert "style=" not in page
+
+
+@pytest.mark.usefixtures("parts")
+def test_where_keys_are_required_strangers_learn_no_details(client: Client, settings: Any) -> None:
+    settings.REQUIRE_API_KEY = True
+    status, answer = ask(client)
+    assert status == 200
+    assert answer["parts"]["database"] == {"state": "ok"}
+
+
+@pytest.mark.usefixtures("parts")
+def test_the_log_has_a_line_when_it_changes_and_not_when_it_is_asked(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "events.health")
+    ask(client)
+    seen("worker", state.GONE_SECONDS + 1)
+    ask(client)
+    ask(client)
+    seen("worker")
+    ask(client)
+    lines = [record.getMessage() for record in caplog.records if record.name == "events.health"]
+    assert len(lines) == 2
+    assert lines[0].startswith("not ready: worker (last seen ")
+    assert lines[1] == "ready again"
