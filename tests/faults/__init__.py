@@ -1,0 +1,1 @@
+"""Breaks the service on purpose: `python -m tests.faults` for minutes on end, the tests here for seconds."""

@@ -1,0 +1,175 @@
+"""The faults, one function a kind: each breaks something that runs, and returns when recovering can begin."""
+
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import psutil
+import redis
+
+from tests.faults.service import PROJECT, Service, environment, runs, until
+
+#: Processes killed, by kind.
+Kills = Counter[str]
+
+#: Seconds that the broker stays away. A stranger locks the database for half of it.
+AWAY_SECONDS = 20.0
+
+
+class Faults:
+    """Breaks one service and counts the processes that were killed. `away_seconds` is how long a broker stays away."""
+
+    def __init__(self, service: Service, chance: random.Random, *, away_seconds: float = AWAY_SECONDS) -> None:
+        self.service = service
+        self.chance = chance
+        self.away_seconds = away_seconds
+        self.kills: Kills = Counter()
+
+    @property
+    def kinds(self) -> dict[str, Callable[[], None]]:
+        """Every kind by its name."""
+        return {
+            "pool process": self.pool_process,
+            "Celery main": self.celery_main,
+            "beat": self.beat,
+            "gunicorn worker": self.gunicorn_worker,
+            "gunicorn master": self.gunicorn_master,
+            "broker": self.broker,
+            "all parts": self.all_parts,
+            "supervisor": self.supervisor,
+            "FLUSHALL": self.flushall,
+            "broker hangs": self.broker_hangs,
+            "broker gone": self.broker_gone,
+            "message lost": self.message_lost,
+            "message twice": self.message_twice,
+            "two drains": self.two_drains,
+            "database locked": self.database_locked,
+        }
+
+    def pool_process(self) -> None:
+        self._kill("pool process", self._one(lambda: self.service.pool_and_beat()[0]))
+
+    def beat(self) -> None:
+        self._kill("beat", self._one(lambda: self.service.pool_and_beat()[1]))
+
+    def celery_main(self) -> None:
+        self._kill("Celery main", self._part("worker"))
+
+    def gunicorn_worker(self) -> None:
+        self._kill("gunicorn worker", self._one(lambda: self.service.children("web")))
+
+    def gunicorn_master(self) -> None:
+        self._kill("gunicorn master", self._part("web"))
+
+    def broker(self) -> None:
+        self._kill("broker", self._part("broker"))
+
+    def all_parts(self) -> None:
+        """Every process but the supervisor, in any order."""
+        _, *parts = self.service.processes()
+        self.chance.shuffle(parts)
+        for process in parts:
+            self._kill("all parts", process)
+
+    def supervisor(self) -> None:
+        """supervisord, with which everything goes; then `manage.py up` again, as an init system would."""
+        processes = self.service.processes()
+        self._kill("supervisor", self.service.supervisor)
+        self.service.reap()
+        until(lambda: not any(map(runs, processes)), "nothing outlives the supervisor")
+        self.service.start()
+
+    def flushall(self) -> None:
+        self._with_broker(lambda broker: broker.flushall())
+
+    def broker_hangs(self) -> None:
+        """Neither answers nor ends a connection."""
+        broker = self._part("broker")
+        broker.suspend()
+        time.sleep(self.away_seconds)
+        broker.resume()
+
+    def broker_gone(self) -> None:
+        """Refuses connections: its successor is held before it listens."""
+        self._kill("broker gone", self._part("broker"))
+        # The tether is held as well as what it becomes.
+        successor = until(self._next_broker, "the supervisor starts another broker")
+        successor.suspend()
+        time.sleep(self.away_seconds)
+        successor.resume()
+
+    def message_lost(self) -> None:
+        """Takes one off the queue, as a worker does that dies before it has written it down."""
+        self._with_broker(lambda broker: broker.brpop("celery", timeout=4))
+
+    def message_twice(self) -> None:
+        def double(broker: "redis.Redis") -> None:
+            taken: Any = broker.brpop("celery", timeout=4)
+            if taken:
+                broker.lpush("celery", taken[1], taken[1])
+
+        self._with_broker(double)
+
+    def two_drains(self) -> None:
+        """Drains in another process, past the queue, while the worker drains."""
+        subprocess.run(
+            [sys.executable, "-c", _DRAIN], cwd=PROJECT, env=environment(self.service.data), check=True, timeout=60
+        )
+
+    def database_locked(self) -> None:
+        """A stranger holds SQLite's writer lock."""
+        with closing(sqlite3.connect(self.service.data / "aggregator.sqlite3", timeout=30)) as stranger:
+            stranger.execute("BEGIN IMMEDIATE")
+            time.sleep(self.away_seconds / 2)
+            stranger.rollback()
+
+    def _kill(self, kind: str, process: psutil.Process) -> None:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            return
+        self.kills[kind] += 1
+
+    def _part(self, name: str) -> psutil.Process:
+        found: psutil.Process = until(lambda: self.service.part(name), f"there is a {name}")
+        return found
+
+    def _one(self, candidates: Callable[[], list[psutil.Process]]) -> psutil.Process:
+        return self.chance.choice(until(candidates, "there is one to kill"))
+
+    def _next_broker(self) -> psutil.Process | None:
+        for process in self.service.supervisor.children():
+            try:
+                if runs(process) and "valkey-server" in " ".join(process.cmdline()):
+                    return process
+            except psutil.Error:
+                continue
+        return None
+
+    def _with_broker(self, action: Callable[["redis.Redis"], Any]) -> None:
+        def done() -> bool:
+            try:
+                with self.service.redis() as broker:
+                    action(broker)
+            except redis.RedisError:
+                return False
+            return True
+
+        until(done, "the broker answers")
+
+
+_DRAIN = """
+import time
+import django
+django.setup()
+from events.store import drain
+until = time.monotonic() + 2
+while time.monotonic() < until:
+    drain(seconds=1)
+"""
