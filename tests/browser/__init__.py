@@ -1,0 +1,1 @@
+"""The service as a person sees it: a real browser against `manage.py up`."""
