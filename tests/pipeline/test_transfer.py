@@ -1,0 +1,130 @@
+"""`manage.py transfer`: an installation moves from SQLite to PostgreSQL, and its books with it."""
+
+import fcntl
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.faults.service import manage
+from tests.pipeline.engines import PostgreSQL
+
+pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(180)]
+
+#: Run in the source: publishes, stores some of it, leaves the rest pending, and makes what else there is.
+FILL = """
+from django.contrib.auth import get_user_model
+from events import inbox, keys, store, wire
+row, _ = keys.create("reader", may_publish=True, may_read=True, topics=["t"])
+get_user_model().objects.create_superuser("admin", password="x")
+def publish(n, key=None):
+    inbox.accept([wire.Event(topic=f"t{i % 70 % 3}", event_id=str(i % 70), source="é", payload=wire.Raw(b'{"n":1e400}'))
+                  for i in range(n, n + 10)], idempotency_key=key, api_key=row)
+for n in range(0, 100, 10):
+    publish(n, f"k{n}")
+while store.store_chunk()[0].batches:
+    pass
+publish(500)
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for command in (["migrate", "-v", "0"], ["shell", "-c", FILL]):
+        done = manage(folder, *command)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+#: Run on either side: every row.
+ROWS = """
+import json
+from events.models import *
+tables = Event, Batch, Duplicate, TopicTotal, SourceTotal, TopicMinute, Minute, Delay, ApiKey
+text = lambda value: str(bytes(value) if isinstance(value, memoryview) else value)
+print(json.dumps([list(map(text, row)) for table in tables for row in table.objects.order_by("pk").values_list()]))
+"""
+
+
+def listed(folder: Path, **variables: str) -> list[list[str]]:
+    done = manage(folder, "shell", "-v", "0", "-c", ROWS, **variables)
+    assert done.returncode == 0, done.stderr
+    found: list[list[str]] = json.loads(done.stdout)
+    return found
+
+
+def test_everything_is_there_and_the_service_goes_on(source: Path, postgresql: PostgreSQL) -> None:
+    url = postgresql.database()
+    done = manage(source, "transfer", "--to", url)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "The books are the same on both sides: received 110, unique 70" in done.stdout
+    assert listed(source) == listed(source, DATABASE_URL=url)
+    again = manage(source, "transfer", "--to", url)
+    assert again.returncode == 0, again.stderr
+    # Numbers go on where they were, and what was pending is stored.
+    more = FILL.replace('create_superuser("admin"', 'create_superuser("other"').replace('"k{n}"', '"again{n}"')
+    done = manage(source, "shell", "-c", more, DATABASE_URL=url)
+    assert done.returncode == 0, done.stderr
+    audited = manage(source, "audit", DATABASE_URL=url)
+    assert audited.returncode == 0, audited.stdout
+    assert manage(source, "audit").returncode == 0
+
+
+def test_it_goes_on_where_it_was_interrupted(source: Path, postgresql: PostgreSQL) -> None:
+    url = postgresql.database()
+    interrupted = (
+        "from django.core.management import call_command; from events import transfer\n"
+        "transfer.SLICE_ROWS = 7; rows = 0\n"
+        "copy = transfer._copy_large\n"
+        "def stop(model, *rest):\n"
+        "    for progress in copy(model, *rest):\n"
+        "        yield progress\n"
+        "        if model is transfer.Event and progress.rows >= 21: raise SystemExit(3)\n"
+        "transfer._copy_large = stop\n"
+        f"call_command('transfer', to='{url}')\n"
+    )
+    assert manage(source, "shell", "-c", interrupted).returncode == 3
+    name = url.rpartition("/")[2]
+    assert postgresql.rows("SELECT count(*) FROM events_event", name) == [(21,)]
+    done = manage(source, "transfer", "--to", url)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert listed(source) == listed(source, DATABASE_URL=url)
+
+
+def test_a_target_of_somebody_else_is_refused(source: Path, tmp_path: Path, postgresql: PostgreSQL) -> None:
+    url = postgresql.database()
+    assert manage(source, "migrate", "-v", "0", DATABASE_URL=url).returncode == 0
+    assert manage(source, "shell", "-c", FILL.replace("é", "other"), DATABASE_URL=url).returncode == 0
+    before = listed(source, DATABASE_URL=url)
+    done = manage(source, "transfer", "--to", url)
+    assert done.returncode == 1
+    assert "holds rows that the source does not" in done.stderr
+    assert listed(source, DATABASE_URL=url) == before
+
+
+def test_a_running_service_is_refused(source: Path, postgresql: PostgreSQL) -> None:
+    (source / "run").mkdir(exist_ok=True)
+    with (source / "run" / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = manage(source, "transfer", "--to", postgresql.database())
+    assert done.returncode == 1
+    assert "Stop it first" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["sqlite:////x", "mysql://root@127.0.0.1/x", "nonsense"])
+def test_only_postgresql_is_a_target(source: Path, url: str) -> None:
+    done = manage(source, "transfer", "--to", url)
+    assert done.returncode == 1
+    assert "--to is" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("url", ["mysql://root@127.0.0.1:3306/x", "mariadb://root@127.0.0.1:3306/x"])
+def test_mariadb_is_refused_in_one_line(tmp_path: Path, url: str) -> None:
+    done: subprocess.CompletedProcess[str] = manage(tmp_path, "up", DATABASE_URL=url)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"DATABASE_URL is '{url.split(':')[0]}:…'; it must be a URL that starts with sqlite://")
