@@ -39,10 +39,11 @@ SQLITE_SYNCHRONOUS = environment.choice("SQLITE_SYNCHRONOUS", "FULL", ["FULL", "
 #: Seconds a statement waits for SQLite's one writer lock before the publisher gets a 503.
 SQLITE_BUSY_SECONDS = environment.whole("SQLITE_BUSY_SECONDS", 5, minimum=1, maximum=60)
 
-# sun_path holds 104 bytes on macOS and 108 on Linux: a deep DATA_DIR gets a short name in the temporary folder instead.
+# sun_path holds 104 bytes on macOS and 108 on Linux: a deep DATA_DIR gets a short name elsewhere instead. Not where
+# TMPDIR says, which can be as deep, and need not be the same for all who look for the broker.
 _socket = DATA_DIR / "broker.sock"
 if len(str(_socket)) > 100:
-    _socket = Path(tempfile.gettempdir()) / f"aggregator-{sha256(str(DATA_DIR).encode()).hexdigest()[:16]}.sock"
+    _socket = Path("/tmp") / f"aggregator-{sha256(str(DATA_DIR).encode()).hexdigest()[:16]}.sock"  # noqa: S108
 
 #: Unix socket of the broker that `manage.py up` starts when CELERY_BROKER_URL is unset.
 EMBEDDED_BROKER_SOCKET = str(_socket)

@@ -260,13 +260,19 @@ def test_sigterm_ends_all_of_it_cleanly(tmp_path: Path) -> None:
 
 
 def test_killing_the_supervisor_leaves_nothing_and_the_next_start_is_like_any(tmp_path: Path) -> None:
-    with Up(tmp_path) as first:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    left = tmp_path / "data" / "run" / "tmp" / "left"
+    with Up(tmp_path, TMPDIR=str(elsewhere)) as first:
         assert len(re.findall(r"Log in to the admin as admin with \S{16}", first.output)) == 1
         processes = first.processes
+        left.touch()
         first.process.kill()
         first.process.wait()
         until(lambda: gone(processes), "no process of it runs")
+        assert list(elsewhere.iterdir()) == []
     with Up(tmp_path, "--no-flower") as second:
+        assert not left.exists()
         assert "Log in to the admin" not in second.output
         assert second.part("flower") is None
         second.publish("after all")

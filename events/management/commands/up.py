@@ -3,9 +3,11 @@
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import sys
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -125,9 +127,17 @@ def banner(password: str | None) -> str:
     return "\n".join(lines)
 
 
+def empty_temporary_folder() -> Path:
+    """A temporary folder of the stack's own: what parts that are killed leave there goes with the next start."""
+    folder = settings.DATA_DIR / "run" / "tmp"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
 def supervisor_environment() -> dict[str, str]:
     """The environment of the supervisor and, through it, of every part."""
-    environment = os.environ | {"DATA_DIR": str(settings.DATA_DIR)}
+    environment = os.environ | {"DATA_DIR": str(settings.DATA_DIR), "TMPDIR": str(empty_temporary_folder())}
     terminal = sys.stderr.isatty()
     if settings.LOG_FORMAT == "auto":
         environment["LOG_FORMAT"] = "console" if terminal else "json"
