@@ -1,11 +1,11 @@
 """README.md is true: its commands work as they stand, and answer in the shape that it shows."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,31 @@ pytestmark = [
 ]
 
 README = (settings.BASE_DIR / "README.md").read_text()
-#: Each block of a kind, with the kind and text of the block that follows it.
+#: Each block, as (kind, text).
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-SHELL = [
-    (code, BLOCKS[place + 1] if place + 1 < len(BLOCKS) else ("", ""))
+#: Each block that a reader can run against a service, with the block that follows it.
+EXAMPLES = [
+    (kind, code, BLOCKS[place + 1] if place + 1 < len(BLOCKS) else ("", ""))
     for place, (kind, code) in enumerate(BLOCKS)
-    if kind == "sh" and ("curl" in code or "manage.py publish" in code)
+    if kind == "python" or (kind == "sh" and ("curl" in code or "manage.py publish" in code))
 ]
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with Up(tmp_path_factory.mktemp("readme"), "--no-flower") as running:
-        yield running
-
-
-def run(service: Up, code: str, folder: Path) -> str:
+def run(service: Up, kind: str, code: str, folder: Path) -> str:
     here = code.replace("127.0.0.1:8080", f"127.0.0.1:{service.port}").replace(".venv/bin/python", sys.executable)
     here = here.replace(
         "manage.py publish", f"{settings.BASE_DIR}/manage.py publish --url http://127.0.0.1:{service.port}"
     )
-    done = subprocess.run(["bash", "-euc", here], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    program = [sys.executable, "-c"] if kind == "python" else ["bash", "-euc"]
+    done = subprocess.run(
+        [*program, here],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(settings.BASE_DIR)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -55,22 +59,19 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
-def test_every_command_works_and_answers_in_the_shape_that_is_shown(service: Up, tmp_path: Path) -> None:
-    for code, (kind, shown) in SHELL:
-        output = run(service, code, tmp_path)
-        if kind == "json":
-            assert shape(json.loads(output)) == shape(json.loads(shown)), code
-        elif shown.startswith("HTTP/1.1"):
-            assert output.splitlines()[0].strip() == shown.splitlines()[0], code
-
-
-def test_the_python_example_publishes(service: Up, tmp_path: Path) -> None:
-    [code] = [code for kind, code in BLOCKS if kind == "python"]
-    here = code.replace("127.0.0.1:8080", f"127.0.0.1:{service.port}") + "\nprint(receipt.received)"
-    done = subprocess.run(
-        [sys.executable, "-c", here], cwd=settings.BASE_DIR, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stdout.strip() == "1", done.stderr
+def test_one_after_the_other_they_work_and_answer_in_the_shape_that_is_shown(tmp_path: Path) -> None:
+    """In the reader's order, on one service: what one example publishes, the next ones show."""
+    assert {kind for kind, _, _ in EXAMPLES} == {"sh", "python"}
+    with Up(tmp_path / "service", "--no-flower") as service:
+        for kind, code, (shown_kind, shown) in EXAMPLES:
+            before = service.http.get("/stats").json()["received"]
+            output = run(service, kind, code, tmp_path)
+            if kind == "python":
+                assert service.http.get("/stats").json()["received"] == before + 1
+            elif shown_kind == "json":
+                assert shape(json.loads(output)) == shape(json.loads(shown)), code
+            elif shown.startswith("HTTP/1.1"):
+                assert output.splitlines()[0].strip() == shown.splitlines()[0], code
 
 
 def test_every_command_that_is_named_exists() -> None:
