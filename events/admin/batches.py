@@ -136,7 +136,7 @@ class BatchAdmin(ReadOnlyAdmin):
 
 
 def status(batch: Batch) -> SafeString:
-    """The status as a coloured word; a failed batch is what DESIGN.md calls a dead letter."""
+    """The status as a coloured word; a failed batch is called a dead letter everywhere."""
     word = "dead letter" if batch.status == Batch.Status.FAILED else batch.status
     return format_html('<span class="status status-{}">{}</span>', batch.status, word)
 
