@@ -1,6 +1,7 @@
 """What every test may use."""
 
 import json
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,15 @@ from events import inbox, store
 from events.api import events as listing
 
 Publish = Callable[..., Any]
+
+
+def pytest_configure() -> None:
+    """A shell starts what it runs in the background with Ctrl-C ignored, and every process of a test would inherit it.
+
+    They would not end when a test sends them the signal.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ Drain = Callable[[], store.Stored]
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = "\"'><img src=x onerror=alert(1)>"
-TEMPLATE = "{{ 7 * 7 }}{% now 'Y' %}"
+#: Whoever runs it shows a number that stands nowhere else.
+TEMPLATE = "{{ 1234567 * 7 }}{% now 'Y' %}"
 ESCAPES = "\x1b[2J\x1b]0;gone\x07\x9b31m\r\n2026-01-01T00:00:00Z [info] web  all is well\u202e\u2028"
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1+1", "\r=1+1", "=cmd|' /C calc'!A0", '=HYPERLINK("http://x")']
 
@@ -49,7 +50,7 @@ def failed(db: None, publish: Publish) -> Batch:
 def assert_harmless(page: str) -> None:
     assert SCRIPT not in page
     assert "<img src=x" not in page
-    assert "{{ 7 * 7 }}" in page or "49" not in re.findall(r">\s*(49)", page)
+    assert str(1234567 * 7) not in page
 
 
 PAGES = [
