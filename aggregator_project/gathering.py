@@ -42,12 +42,14 @@ class Arriving:
         deadline: when it has to be complete, on the monotonic clock.
         data: what has come of it.
         waits_for_go: whether the client waits to be told that its body is wanted (RFC 9110 section 10.1.1).
+        watched: whether the loop waits for more of it.
     """
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.data = bytearray()
         self.waits_for_go = False
+        self.watched = False
         # Bytes it will have, once the head says so; infinite for a body in chunks, whose end has to be seen.
         self._size: float | None = None
         self._body_at = 0
@@ -109,9 +111,11 @@ class GatheringWorker(ThreadWorker):
             if arriving.complete:
                 self._hand_over(conn, arriving)
                 return
-        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_readable, conn))
-        # Mostly it is here already.
+        # Mostly it is all here already, and there is nothing to wait for.
         self._on_readable(conn, conn.sock)
+        if conn in self._arriving:
+            arriving.watched = True
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_readable, conn))
 
     def _on_readable(self, conn: TConn, _sock: Any) -> None:
         arriving = self._arriving[conn]
@@ -125,7 +129,6 @@ class GatheringWorker(ThreadWorker):
         arriving.add(data)
         if arriving.complete or (arriving.data and not data):
             # Of what a client left in the middle of, gunicorn and the view know best what to say.
-            self.poller.unregister(conn.sock)
             self._hand_over(conn, arriving)
         elif not data:
             self._refuse(conn, arriving, b"")
@@ -138,17 +141,20 @@ class GatheringWorker(ThreadWorker):
             self._send(conn, b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _hand_over(self, conn: TConn, arriving: Arriving) -> None:
-        del self._arriving[conn]
-        self._held -= len(arriving.data)
+        self._let_go(conn, arriving)
         conn.init()
         conn.parser.unreader.unread(bytes(arriving.data))
         conn.data_ready = True
         super().enqueue_req(conn)
 
-    def _refuse(self, conn: TConn, arriving: Arriving, status: bytes) -> None:
-        self.poller.unregister(conn.sock)
+    def _let_go(self, conn: TConn, arriving: Arriving) -> None:
+        if arriving.watched:
+            self.poller.unregister(conn.sock)
         del self._arriving[conn]
         self._held -= len(arriving.data)
+
+    def _refuse(self, conn: TConn, arriving: Arriving, status: bytes) -> None:
+        self._let_go(conn, arriving)
         if status:
             self._send(conn, b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         self.nr_conns -= 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aggregator_project.settings")
 
 from django.conf import settings
+from gunicorn.glogging import Logger
 
 from aggregator_project.doors import open_doors
 from aggregator_project.stack import address_of
@@ -17,6 +18,13 @@ from aggregator_project.tether import end_with
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
+
+
+class Log(Logger):
+    """gunicorn's, without an access log: given LOGGING it puts each line together, although nobody writes it."""
+
+    access_log_enabled = False
+
 
 bind = f"[{settings.BIND}]:{settings.PORT}" if ":" in settings.BIND else f"{settings.BIND}:{settings.PORT}"
 # Threads, which one SQLite file serves as well as processes do, but none of them for a slow client: see gathering.py.
@@ -51,6 +59,7 @@ worker_tmp_dir = str(_memory) if _memory.is_dir() else None
 logconfig_dict: dict[str, Any] = settings.LOGGING
 # To the handlers of LOGGING only.
 errorlog = accesslog = None
+logger_class = Log
 # gunicorn listens for its own command line on a socket in the home folder; nothing here uses it.
 control_socket_disable = True
 proc_name = "aggregator-web"

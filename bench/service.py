@@ -82,8 +82,10 @@ class Service:
             How many seconds that took.
 
         Raises:
-            Broken: it takes longer than SETTLE_SECONDS.
+            Broken: it takes longer than SETTLE_SECONDS; or a part keeps ending, so that starts were measured as well.
         """
+        if "keeps ending" in self.log:
+            raise Broken(f"A part of the stack keeps ending.\n{self.log[-4000:]}")
         started = time.monotonic()
         while time.monotonic() - started < SETTLE_SECONDS:
             books = self.books()

@@ -3,4 +3,6 @@
 from aggregator_project.settings import *  # noqa: F403
 
 ROOT_URLCONF = "bench.urls"
-CELERY_IMPORTS = ["bench.replaced"]
+if PART == "worker":  # noqa: F405
+    # Flower would import it as well, without the apps that it needs.
+    CELERY_IMPORTS = ["bench.replaced"]

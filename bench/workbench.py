@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench import load
 from bench.fill import fill
@@ -64,13 +65,14 @@ class Workbench:
     @contextmanager
     def fresh(self, name: str, *, events: int = 0) -> Iterator[Service]:
         """A stack of its own with so many events stored before it starts, and nothing of the benchmark's in it."""
-        folder = self.folder / name
-        variables = environment(folder, settings_module="aggregator_project.settings")
-        if events:
-            self._put_filled(folder / "data" / "aggregator.sqlite3", variables, events)
-        self.say(f"starting a service with {events:,} events")
-        with running(folder, variables) as service:
-            yield service
+        with TemporaryDirectory(dir=self.folder, prefix=f"{name}-") as made:
+            folder = Path(made)
+            variables = environment(folder, settings_module="aggregator_project.settings")
+            if events:
+                self._put_filled(folder / "data" / "aggregator.sqlite3", variables, events)
+            self.say(f"starting a service with {events:,} events")
+            with running(folder, variables) as service:
+                yield service
 
     def _put_filled(self, database: Path, variables: dict[str, str], events: int) -> None:
         kept = self.keep / f"filled-{events}.sqlite3" if self.keep else None

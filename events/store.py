@@ -36,6 +36,9 @@ GATHER_SECONDS = 0.02
 FIRST_RETRY_SECONDS = 2
 LONGEST_RETRY_SECONDS = 300
 
+#: What an event is stored as; its id comes by itself.
+EVENT_COLUMNS = ("topic", "event_id", "source", "timestamp", "payload", "received_at", "batch")
+
 #: Requests that the line of a chunk names at most, at debug level.
 REQUESTS_NAMED = 20
 
@@ -90,6 +93,21 @@ class Arrival:
     differs: bool = False
 
 
+@dataclass(slots=True)
+class Chunk:
+    """What one transaction stores.
+
+    Attributes:
+        first: the first arrival of each key, which is the one that is stored if none is yet.
+        rows: those, as the database takes them.
+    """
+
+    batches: list[Pending]
+    arrivals: list[Arrival]
+    first: dict[Key, Arrival]
+    rows: Sequence[Sequence[Any]]
+
+
 def drain(
     *, seconds: float = DRAIN_SECONDS, at_least: float = 0.0, when_full: Callable[[], object] | None = None
 ) -> tuple[Stored, bool]:
@@ -111,7 +129,7 @@ def drain(
     while time.monotonic() < began + seconds:
         chunk, full = store_chunk()
         total += chunk
-        if not chunk.batches and time.monotonic() >= began + at_least:
+        if not (chunk.batches or full) and time.monotonic() >= began + at_least:
             return total, False
         if not full:
             time.sleep(GATHER_SECONDS)
@@ -126,7 +144,7 @@ def store_chunk() -> tuple[Stored, bool]:
     A batch that cannot be stored never stands in the way of the others: each is then stored alone, and it is put off.
 
     Returns:
-        What was stored, and whether the chunk was full, so that more is likely to be pending.
+        What was stored, and whether more is likely to be pending: the chunk was full, or another drain had a part of it.
 
     Raises:
         django.db.OperationalError: the database is away, locked or full; nothing of the chunk is stored.
@@ -134,9 +152,20 @@ def store_chunk() -> tuple[Stored, bool]:
     batches: list[Pending] = []
     began = time.perf_counter()
     try:
-        with writing():
+        if connection.features.has_select_for_update_skip_locked:
+            with writing():
+                batches, full = _claim()
+                stored = _store(_read(batches))
+        else:
+            # Publishes wait for the one writer: what needs no lock is done before it is taken. It is half of the work.
             batches, full = _claim()
-            stored = _store(batches)
+            if not batches:
+                return Stored(), False
+            chunk = _read(batches)
+            with writing():
+                left = _still_due(chunk)
+                stored = _store(left)
+            batches, full = left.batches, full or left is not chunk
     except _TROUBLE_OF_THE_DATABASE:
         metrics.ERROR_OF_DATABASE.inc()
         raise
@@ -179,7 +208,7 @@ def _store_alone(pk: int) -> Stored:
     try:
         with writing():
             # Claimed again: another worker may have stored it since.
-            return _store(_claimed(_pending().filter(pk=pk)))
+            return _store(_read(_claimed(_pending().filter(pk=pk))))
     except _TROUBLE_OF_THE_DATABASE:
         raise
     except Exception as error:
@@ -192,9 +221,16 @@ def _pending() -> QuerySet[Batch]:
     return Batch.objects.filter(processed_at=None, status=Batch.Status.PENDING)
 
 
+def _due() -> QuerySet[Batch]:
+    return _pending().filter(next_attempt_at__lte=timezone.now())
+
+
 def _claim() -> tuple[list[Pending], bool]:
-    """The oldest batches that are due, locked for this transaction, and whether the limits of a chunk cut them off."""
-    due = _pending().filter(next_attempt_at__lte=timezone.now())
+    """The oldest batches that are due, and whether the limits of a chunk cut them off.
+
+    On databases with row locks they are locked for this transaction.
+    """
+    due = _due()
     # Sizes first, from the index alone, bodies later: five hundred batches may weigh gigabytes.
     sizes = due.order_by("pk").values_list("pk", "received", "size")
     chosen, full = _fitting(sizes[: CHUNK_BATCHES + 1])
@@ -228,27 +264,13 @@ def _claimed(batches: QuerySet[Batch]) -> list[Pending]:
     return [Pending(pk, accepted_at, bytes(body or b"")) for pk, accepted_at, body in rows]
 
 
-def _store(batches: Sequence[Pending]) -> Stored:
-    """Stores what the batches hold. To be called in a transaction that holds them."""
-    if not batches:
-        return Stored()
+def _read(batches: list[Pending]) -> Chunk:
+    """All of a chunk that can be done without the database."""
     arrivals = [
         Arrival((event.topic, event.event_id), event, batch)
         for batch in batches
         for event in wire.decode_kept(batch.body)
     ]
-    _insert(batches, arrivals)
-    _log_duplicates([arrival for arrival in arrivals if not arrival.new])
-    tallies = _tally(arrivals)
-    _mark_processed(batches)
-    # Last: every drain adds to these rows, and they stay locked until the commit.
-    _count(batches, tallies)
-    unique = sum(batch.unique for batch in batches)
-    return Stored(len(batches), len(arrivals), unique, len(arrivals) - unique)
-
-
-def _insert(batches: Sequence[Pending], arrivals: Sequence[Arrival]) -> None:
-    """Stores each key once, first come first stored, and marks the arrivals that were new."""
     first: dict[Key, Arrival] = {}
     for arrival in arrivals:
         first.setdefault(arrival.key, arrival)
@@ -265,16 +287,45 @@ def _insert(batches: Sequence[Pending], arrivals: Sequence[Arrival]) -> None:
         for arrival in first.values()
         for event in (arrival.event,)
     ]
-    columns = ("topic", "event_id", "source", "timestamp", "payload", "received_at", "batch")
+    return Chunk(batches, arrivals, first, Event.objects.prepare(EVENT_COLUMNS, rows))
+
+
+def _still_due(chunk: Chunk) -> Chunk:
+    """The chunk, or what is left of it where another drain was faster."""
+    batches = chunk.batches
+    due = _due().filter(pk__gte=batches[0].pk, pk__lte=batches[-1].pk)
+    left = set(due.values_list("pk", flat=True))
+    if left.issuperset(batch.pk for batch in batches):
+        return chunk
+    return _read([batch for batch in batches if batch.pk in left])
+
+
+def _store(chunk: Chunk) -> Stored:
+    """Stores what the batches hold. To be called in a transaction that holds them."""
+    batches, arrivals = chunk.batches, chunk.arrivals
+    if not batches:
+        return Stored()
+    _insert(chunk)
+    _log_duplicates([arrival for arrival in arrivals if not arrival.new])
+    tallies = _tally(arrivals)
+    _mark_processed(batches)
+    # Last: every drain adds to these rows, and they stay locked until the commit.
+    _count(batches, tallies)
+    unique = sum(batch.unique for batch in batches)
+    return Stored(len(batches), len(arrivals), unique, len(arrivals) - unique)
+
+
+def _insert(chunk: Chunk) -> None:
+    """Stores each key once, first come first stored, and marks the arrivals that were new."""
     horizon.hold()
-    if Event.objects.insert_new(columns, rows) == len(rows):
-        for arrival in first.values():
+    if Event.objects.insert_new(EVENT_COLUMNS, chunk.rows) == len(chunk.rows):
+        for arrival in chunk.first.values():
             arrival.new = True
         return
     # A batch had no rows before this transaction, so those that carry its id now are the new ones.
-    claimed = [batch.pk for batch in batches]
+    claimed = [batch.pk for batch in chunk.batches]
     for key in Event.objects.filter(batch__in=claimed).values_list("topic", "event_id"):
-        first[key].new = True
+        chunk.first[key].new = True
 
 
 def _log_duplicates(dropped: Sequence[Arrival]) -> None:

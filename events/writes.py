@@ -6,7 +6,7 @@ conflict clauses stay the ORM's business. `make bench` shows what that is worth.
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from django.db import connections, models
@@ -25,6 +25,10 @@ _PLAIN = (models.CharField, models.TextField, models.IntegerField, models.Boolea
 def _compiled_once(function: _Function) -> _Function:
     """functools.cache, but with the function's own types: to the stubs, a model class is not hashable."""
     return cast(_Function, cache(function))
+
+
+class Prepared(list[Sequence[Any]]):
+    """Rows as the database driver takes them."""
 
 
 class ManyRowsQuerySet(models.QuerySet[Any]):
@@ -64,24 +68,29 @@ class ManyRowsQuerySet(models.QuerySet[Any]):
         [constants] = self._prepared(list(set_to), [list(set_to.values())])
         return self._execute_each(sql, [[*constants, *row] for row in self._prepared(columns, rows)])
 
-    def _prepared(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
-        """The rows as the database driver takes them."""
+    def prepare(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Prepared:
+        """Rows for one of these writes, which would do it themselves, but perhaps where others wait for a lock."""
+        return self._prepared(columns, rows)
+
+    def _prepared(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Prepared:
+        if isinstance(rows, Prepared):
+            return rows
         connection = connections[self.db]
-        prepare: list[tuple[int, Callable[[Any], Any]]] = []
-        for place, name in enumerate(columns):
-            field = self.model._meta.get_field(name)
-            if isinstance(field, _PLAIN):
-                continue
-            if isinstance(field, models.DateTimeField):
-                # Moments repeat: all events of a batch were received at the same one.
-                prepare.append((place, cache(connection.ops.adapt_datetimefield_value)))
-            else:
-                prepare.append((place, partial(field.get_db_prep_save, connection=connection)))
-        prepared: list[Sequence[Any]] = []
+        moment = _adapter(connection)
+        # Moments repeat: all events of a batch were received at the same one.
+        known: dict[Any, Any] = {None: None}
+        fields = _to_prepare(self.model, tuple(columns))
+        prepared = Prepared()
         for row in rows:
             values = list(row)
-            for place, function in prepare:
-                values[place] = function(values[place])
+            for place, field in fields:
+                value = values[place]
+                if field is not None:
+                    values[place] = field.get_db_prep_save(value, connection)
+                elif value in known:
+                    values[place] = known[value]
+                else:
+                    values[place] = known[value] = moment(value)
             prepared.append(values)
         return prepared
 
@@ -138,8 +147,31 @@ class CounterQuerySet(ManyRowsQuerySet):
         self._execute_each(sql, self._prepared(columns, ([*row[begin:last], *row[:begin]] for row in rows)))
 
 
+def _adapter(connection: Any) -> Callable[[Any], Any]:
+    """What makes a moment one that the database driver takes.
+
+    For a moment in UTC on SQLite it is what Django's own comes to in the end, without its look-ups of settings and time
+    zones: 0.6 µs instead of 3.3, a fifth of what an event cost the worker.
+    """
+    adapt: Callable[[Any], Any] = connection.ops.adapt_datetimefield_value
+    if connection.vendor != "sqlite" or connection.timezone is not UTC:
+        return adapt
+    return lambda moment: str(moment.replace(tzinfo=None)) if moment.tzinfo is UTC else adapt(moment)
+
+
 def _fields(model: type[models.Model], columns: Sequence[str]) -> list[Any]:
     return [model._meta.get_field(name) for name in columns]
+
+
+@_compiled_once
+def _to_prepare(model: type[models.Model], columns: tuple[str, ...]) -> list[tuple[int, Any]]:
+    """The places of the columns whose values are not plain, each with its field, or None where that holds moments."""
+    fields = enumerate(_fields(model, columns))
+    return [
+        (place, None if isinstance(field, models.DateTimeField) else field)
+        for place, field in fields
+        if not isinstance(field, _PLAIN)
+    ]
 
 
 @_compiled_once

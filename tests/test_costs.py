@@ -228,7 +228,6 @@ def test_an_event_of_a_batch_costs_few_calls_at_the_door(post: Post) -> None:
     assert each <= CALLS_OF_AN_EVENT_AT_THE_DOOR, (many - few).most_common(20)
 
 
-#: A chunk, whatever it holds: what is due, its bodies, the events, five counters made and added to, and the receipts.
 @pytest.fixture(autouse=True)
 def _nobody_traces_or_debugs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """What is told of a chunk at debug level, or to a collector, is looked up for it."""
@@ -236,8 +235,10 @@ def _nobody_traces_or_debugs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     caplog.set_level(logging.INFO, store.log.name)
 
 
+#: A chunk, whatever it holds: what is due and its bodies; with the lock, what is still due, the events, five counters
+#: made and added to, and the receipts.
 CHUNK = [
-    *("BEGIN", "SELECT batch", "SELECT batch", "INSERT event"),
+    *("SELECT batch", "SELECT batch", "BEGIN", "SELECT batch", "INSERT event"),
     *("INSERT topictotal", "UPDATE topictotal"),
     *("INSERT topicminute", "UPDATE topicminute"),
     *("INSERT sourcetotal", "UPDATE sourcetotal"),
@@ -256,6 +257,12 @@ def test_a_chunk_takes_the_same_statements_and_one_commit_whatever_it_holds(post
     assert (stored.batches, stored.events) == (count, count * size)
     assert Counter(database.statements) == Counter(CHUNK)
     assert database.commits == 1
+
+
+def test_an_empty_inbox_costs_one_statement_and_no_lock() -> None:
+    with watched() as database:
+        assert store.store_chunk() == (store.Stored(), False)
+    assert database.statements == ["SELECT batch"]
 
 
 def test_duplicates_add_few_statements_to_a_chunk(post: Post) -> None:

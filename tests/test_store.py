@@ -611,6 +611,26 @@ def test_a_batch_that_another_worker_stored_meanwhile_is_not_put_off(drain: Drai
     assert everything() == before
 
 
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="with row locks what is read is held")
+@pytest.mark.parametrize("taken", [1, 2])
+def test_what_another_drain_stored_after_it_was_read_is_left_alone(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [pending(event("1"), event("1")), pending(event("2"))]
+    claim = store._claim
+
+    def claim_and_lose() -> Any:
+        claimed = claim()
+        for batch in batches[:taken]:
+            store._store_alone(batch.pk)
+        return claimed
+
+    monkeypatch.setattr(store, "_claim", claim_and_lose)
+    left = store.Stored(batches=1, events=1, unique=1) if taken == 1 else store.Stored()
+    # It goes on: the other drain may have left what came after.
+    assert store.store_chunk() == (left, True)
+    assert Event.objects.count() == 2
+    assert all_holds()
+
+
 def test_an_error_before_any_batch_was_claimed_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> Any:
         raise ZeroDivisionError

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
+from hypothesis import given
+from hypothesis import strategies as st
 
+from events import writes
 from events.models import Batch, Delay, Duplicate, Event, TopicMinute, TopicTotal
 
 pytestmark = pytest.mark.django_db
@@ -39,6 +42,16 @@ def add(*counts: tuple[str, int, int], seen: datetime = NOON) -> None:
 
 def batch() -> Batch:
     return Batch.objects.create(accepted_at=NOON, next_attempt_at=NOON, received=1, body=b"[]", size=2)
+
+
+ZONES = st.sampled_from([UTC, timezone(timedelta(hours=-3, minutes=-30))])
+#: A day from either end of time, which another offset would go beyond.
+DAY = timedelta(days=1)
+
+
+@given(st.datetimes(datetime.min + DAY, datetime.max - DAY, timezones=ZONES))
+def test_moments_are_written_as_django_writes_them(moment: datetime) -> None:
+    assert writes._adapter(connection)(moment) == connection.ops.adapt_datetimefield_value(moment)
 
 
 # --- insert_new -------------------------------------------------------------------------------------------------------

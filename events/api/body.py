@@ -36,25 +36,26 @@ class EventsParser(BaseParser):
             BodyTooLarge, UnsupportedMediaType, events.wire.Refused, events.wire.TooMany: see their texts.
         """
         limit = settings.PUBLISH_MAX_BYTES
-        headers = (parser_context or {})["request"].headers
-        if headers.get("Content-Encoding", "identity").lower() != "identity":
+        # Not its headers: they are a copy of all of META, made anew for each request.
+        meta = (parser_context or {})["request"].META
+        if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
             raise UnsupportedMediaType("", "Content-Encoding is not supported: send the JSON as it is.")
         if _FOREIGN_CHARSET.search(media_type or ""):
             raise UnsupportedMediaType("", f"{media_type} is not supported: send JSON in UTF-8.")
         # One byte more than allowed tells a body that is too large, whether or not it gave its length.
-        body = b"" if _announced(headers) > limit else _read(stream, limit + 1)
-        if _announced(headers) > limit or len(body) > limit:
+        body = b"" if _announced(meta) > limit else _read(stream, limit + 1)
+        if _announced(meta) > limit or len(body) > limit:
             raise BodyTooLarge(f"The body is larger than {limit} bytes: send fewer events in one publish.")
-        if len(body) < _announced(headers):
+        if len(body) < _announced(meta):
             # What came of it may well be JSON, but who knows what else was to come.
             raise ValidationError({"detail": "The body ended early: it is shorter than its Content-Length."})
         return wire.decode(body, max_events=settings.PUBLISH_MAX_EVENTS)
 
 
-def _announced(headers: Mapping[str, str]) -> int:
-    if headers.get("Transfer-Encoding", "").lower() == "chunked":
+def _announced(meta: Mapping[str, str]) -> int:
+    if meta.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
         return 0
-    return int(headers.get("Content-Length") or 0)
+    return int(meta.get("CONTENT_LENGTH") or 0)
 
 
 def _read(stream: IO[bytes], limit: int) -> bytes:

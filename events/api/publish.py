@@ -36,7 +36,7 @@ class PublishView(GuardedView):
     parser_classes = [EventsParser]
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
-        if request.headers.get("Transfer-Encoding", "").lower() == "chunked":
+        if request.META.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
             # Django reads what Content-Length says, so nothing of a chunked body; gunicorn knows where that ends.
             request._stream = request.META["wsgi.input"]
             request.META["CONTENT_LENGTH"] = str(settings.PUBLISH_MAX_BYTES + 1)
@@ -50,7 +50,7 @@ class PublishView(GuardedView):
             events = wire.decode(b"", max_events=settings.PUBLISH_MAX_EVENTS)
         key = key_of(request)
         check_topics(key, events)
-        wait = _wait_seconds(request.headers.get("Prefer", ""))
+        wait = _wait_seconds(request.META.get("HTTP_PREFER", ""))
         batch = inbox.accept(events, idempotency_key=_idempotency_key(request), api_key=key)
         if wait and (done := _wait_for(batch, wait)):
             return Response(
@@ -64,7 +64,7 @@ class PublishView(GuardedView):
 
 
 def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("Idempotency-Key")
+    key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
     # The draft writes it as a structured-field string, in quotes; most clients send it bare.
