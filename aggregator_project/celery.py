@@ -1,5 +1,6 @@
 """The Celery app: workers and beat read their settings from Django's, under CELERY_."""
 
+import gc
 import logging.config
 import os
 import socket
@@ -17,6 +18,7 @@ from celery.signals import (
     setup_logging,
     task_postrun,
     task_prerun,
+    worker_init,
     worker_process_init,
     worker_ready,
 )
@@ -29,6 +31,9 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "aggregator_project.settings")
 
 #: Seconds between two signs of life that a worker and RabbitMQ give each other.
 HEARTBEAT_SECONDS = 10
+
+# refuse_wrong_settings() below has its own.
+os.environ.setdefault("CELERY_SKIP_CHECKS", "true")
 
 # It is about pickled messages, which no part here accepts.
 warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
@@ -63,6 +68,13 @@ def refuse_wrong_settings(**_: Any) -> None:
 def send_heartbeats(conf: Any, **_: Any) -> None:
     """To RabbitMQ: a worker whose connection is dead hears of it, and its tasks go to others, within half a minute."""
     conf.broker_heartbeat = HEARTBEAT_SECONDS
+
+
+@worker_init.connect
+def share_memory(**_: Any) -> None:
+    """As gunicorn.py does: the processes that are forked from here on go on sharing what is loaded now."""
+    gc.collect()
+    gc.freeze()
 
 
 @celeryd_init.connect

@@ -1,5 +1,6 @@
 """gunicorn's configuration: `gunicorn -c python:aggregator_project.gunicorn aggregator_project.wsgi`."""
 
+import gc
 import logging
 import os
 import sys
@@ -66,6 +67,9 @@ proc_name = "aggregator-web"
 
 
 def when_ready(_server: "Arbiter") -> None:
+    # What is loaded now stays for good. The collector would write to all of it, so that no process shared it any more.
+    gc.collect()
+    gc.freeze()
     log = logging.getLogger("gunicorn")
     log.info("ready on %s", address_of(settings.PORT))
     for door in open_doors():

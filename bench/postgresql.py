@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -17,11 +18,9 @@ from bench.workbench import Workbench
 #: Where a PostgreSQL answers on which databases may be made.
 SERVER = os.environ.get("TEST_DATABASE_URL") or "postgres://postgres@127.0.0.1:5432/postgres"
 #: Events in the inbox, and of a publish.
-EVENTS = 24_000
+EVENTS = 48_000
 BATCH_SIZE = 100
 WORKERS = (1, 2, 4)
-#: Seconds in which all workers have started.
-READY_SECONDS = 8.0
 
 _FILL = """
 import random, sys
@@ -39,11 +38,12 @@ for at in range(0, events, size):
 """
 
 _WORK = """
-import sys, time
+import time
 from django.db import connection
 from events import store
 connection.ensure_connection()
-time.sleep(max(0, float(sys.argv[1]) - time.time()))
+print("ready", flush=True)
+input()
 events = 0
 while (stored := store.store_chunk()[0]).batches:
     events += stored.events
@@ -95,17 +95,27 @@ def _drained(bench: Workbench, workers: int, share: float) -> float:
             _python(_FILL, str(EVENTS), str(BATCH_SIZE), str(share), variables=variables).communicate()
             with psycopg.connect(url, autocommit=True) as filled:
                 filled.execute("VACUUM ANALYZE")
-            start = time.time() + READY_SECONDS
-            running = [_python(_WORK, str(start), variables=variables) for _ in range(workers)]
-            said = [process.communicate()[0].split() for process in running]
+            running = [_python(_WORK, variables=variables) for _ in range(workers)]
+            for process in running:
+                assert process.stdout is not None  # noqa: S101 (it is a pipe)
+                process.stdout.readline()
+            start = time.time()
+            with ThreadPoolExecutor() as pool:
+                said = [answer.split() for answer in pool.map(_start, running)]
         finally:
             server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
     return sum(int(events) for events, _ in said) / (max(float(at) for _, at in said) - start)
 
 
+def _start(worker: "subprocess.Popen[str]") -> str:
+    return worker.communicate("\n")[0]
+
+
 def _python(program: str, *arguments: str, variables: dict[str, str]) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", f"import django; django.setup()\n{program}", *arguments]
-    return subprocess.Popen(command, cwd=settings.BASE_DIR, env=variables, stdout=subprocess.PIPE, text=True)  # noqa: S603 (ours)
+    return subprocess.Popen(  # noqa: S603 (ours)
+        command, cwd=settings.BASE_DIR, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def _shown() -> str:

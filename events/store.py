@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 #: What one transaction holds at most, so that SQLite's one writer lock is held for tens of milliseconds, not seconds.
 CHUNK_BATCHES = 500
-CHUNK_EVENTS = 2_000
+CHUNK_EVENTS = 4_000
 CHUNK_BYTES = 32 * 1024 * 1024
 #: Ids looked up in one statement at most; SQLite takes 32,766 parameters, and one publish may have more events.
 LOOK_UP_IDS = 10_000
@@ -144,7 +144,7 @@ def store_chunk() -> tuple[Stored, bool]:
     A batch that cannot be stored never stands in the way of the others: each is then stored alone, and it is put off.
 
     Returns:
-        What was stored, and whether more is likely to be pending: the chunk was full, or another drain had a part of it.
+        What was stored, and whether more is likely to be pending: the chunk was full, or another drain had part of it.
 
     Raises:
         django.db.OperationalError: the database is away, locked or full; nothing of the chunk is stored.
