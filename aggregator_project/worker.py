@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import celery
 from celery import bootsteps
 from celery.worker import consumer, request
-from kombu.asynchronous import get_event_loop
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +25,11 @@ LOOK_SECONDS = 1
 
 class Consumer(consumer.Consumer):
     """Tries to reach its broker again and again at the same short pauses."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Not kombu's get_event_loop(): that has forgotten it after the first time the worker connects anew.
+        Request.hub = self.hub
 
     class Blueprint(consumer.Consumer.Blueprint):
         # No task here is sent for later. For such tasks it would make 28 queues in RabbitMQ.
@@ -52,6 +56,8 @@ class Request(request.Request):
     one process and one place, the worker would never fetch a task again.
     """
 
+    #: The loop of this worker.
+    hub: Any = None
     acknowledged: bool
 
     def acknowledge(self) -> None:
@@ -69,9 +75,7 @@ class Request(request.Request):
         except self.connection_errors as error:
             log.warning("a task could not be acknowledged (%s); connecting anew", error)
             # From the loop, whose errors reach the consumer. Those of a task's callbacks end in the log.
-            loop = get_event_loop()
-            assert loop is not None, "a worker that reads from Redis has one"  # noqa: S101
-            loop.call_soon(_fail, error)  # type: ignore[no-untyped-call]
+            self.hub.call_soon(_fail, error)
 
 
 def _fail(error: Exception) -> NoReturn:
