@@ -8,11 +8,13 @@ some memory, both bounded. A buffering proxy such as nginx does the same, for a 
 
 import re
 import selectors
+import socket
 import time
 from functools import partial
 from typing import Any
 
 from django.conf import settings
+from gunicorn.http.unreader import IterUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 #: Seconds in which a request has to arrive, from its first chance to its last byte: 10 MiB at 3 Mbit/s.
@@ -23,7 +25,9 @@ STOPPING_SECONDS = 2
 STALL_SECONDS = 10
 #: Bytes that a request line and its headers may have together.
 LARGEST_HEAD = 64 * 1024
-#: Bytes that a process holds of requests which are not complete.
+#: Seconds that a client has to close a connection whose last answer it has been sent.
+LEAVING_SECONDS = 2
+#: Bytes that a process holds of requests which are not answered yet.
 MOST_HELD = 128 * 1024 * 1024
 #: Bytes that a read takes at most: what other clients have to wait for.
 READ_SIZE = 256 * 1024
@@ -31,8 +35,6 @@ READ_SIZE = 256 * 1024
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
-#: The last chunk and, up to the empty line, trailers (RFC 9112 section 7.1).
-_LAST_CHUNK = re.compile(rb"\r\n0+(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n\Z")
 
 
 class Arriving:
@@ -52,7 +54,10 @@ class Arriving:
         self.watched = False
         # Bytes it will have, once the head says so; infinite for a body in chunks, whose end has to be seen.
         self._size: float | None = None
-        self._body_at = 0
+        # Bytes of it that are waited for: none of a body that is refused by what it announces.
+        self._wanted: float = 0
+        # Where the next chunk begins.
+        self._chunk_at = 0
 
     @property
     def head_complete(self) -> bool:
@@ -60,15 +65,36 @@ class Arriving:
 
     @property
     def complete(self) -> bool:
+        """Whether it can be worked on."""
         if self._size is None:
             return False
         if self._size != float("inf"):
-            return len(self.data) >= self._size
-        if len(self.data) > settings.PUBLISH_MAX_BYTES + LARGEST_HEAD:
-            # Too long already: for the view to refuse.
-            return True
-        # From the line end before the body on, which makes the last chunk of an empty body look like any other.
-        return bool(_LAST_CHUNK.search(self.data, max(self._body_at - 2, len(self.data) - 1024)))
+            return len(self.data) >= self._wanted
+        # Too long already: for the view to refuse.
+        return len(self.data) > settings.PUBLISH_MAX_BYTES + LARGEST_HEAD or self._has_last_chunk()
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it is still to come, so that another request may follow."""
+        if self._size is None:
+            return False
+        return self._has_last_chunk() if self._size == float("inf") else len(self.data) >= self._size
+
+    def _has_last_chunk(self) -> bool:
+        """Goes from chunk to chunk (RFC 9112 section 7.1), on from where it came to the last time."""
+        while (end := self.data.find(b"\r\n", self._chunk_at)) >= 0:
+            try:
+                size = int(self.data[self._chunk_at : end].partition(b";")[0], 16)
+            except ValueError:
+                # For the parser to refuse.
+                return True
+            if not size:
+                # Trailers, up to an empty line.
+                return self.data.find(b"\r\n\r\n", end) >= 0
+            if end + 2 + size + 2 > len(self.data):
+                break
+            self._chunk_at = end + 2 + size + 2
+        return False
 
     def add(self, data: bytes) -> None:
         before = len(self.data)
@@ -81,14 +107,16 @@ class Arriving:
     def _read_head(self, end: int) -> None:
         head = bytes(self.data[: end - 2])
         length = _LENGTH.search(head)
-        self._body_at = end
-        if _CHUNKED.search(head):
-            # With a length as well it is for gunicorn to refuse (RFC 9112 section 6.3).
-            self._size = end if length else float("inf")
+        self._chunk_at = end
+        announced = int(length[1]) if length else 0
+        if _CHUNKED.search(head) and not length:
+            self._size = self._wanted = float("inf")
         else:
-            announced = int(length[1]) if length else 0
+            # With both it is for gunicorn to refuse (RFC 9112 section 6.3).
+            self._size = end + announced
             # The view refuses what is too long without reading it.
-            self._size = end + (announced if announced <= settings.PUBLISH_MAX_BYTES else 0)
+            too_long = announced > settings.PUBLISH_MAX_BYTES or _CHUNKED.search(head)
+            self._wanted = end if too_long else self._size
         self.waits_for_go = not self.complete and bool(_EXPECTS.search(head))
 
 
@@ -98,6 +126,10 @@ class GatheringWorker(ThreadWorker):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._arriving: dict[TConn, Arriving] = {}
+        # What threads work on, or will.
+        self._handed: dict[TConn, Arriving] = {}
+        # Connections that are over, and until when their clients have time to say so too.
+        self._leaving: dict[TConn, float] = {}
         self._held = 0
 
     def enqueue_req(self, conn: TConn) -> None:
@@ -142,19 +174,60 @@ class GatheringWorker(ThreadWorker):
 
     def _hand_over(self, conn: TConn, arriving: Arriving) -> None:
         self._let_go(conn, arriving)
-        conn.init()
+        if not conn.initialized:
+            conn.init()
+            # Of what is here, and never of the socket: a thread that waited for it would wait for the client.
+            conn.parser.unreader = IterUnreader(())
         conn.parser.unreader.unread(bytes(arriving.data))
         conn.data_ready = True
+        self._handed[conn] = arriving
         super().enqueue_req(conn)
+
+    def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
+        # Of a body that was refused the rest may come, and is no request.
+        return bool(super()._keepalive_after(conn, keepalive and self._handed[conn].whole))
+
+    def finish_request(self, conn: TConn, fs: Any) -> None:
+        """A thread is done: what gthread does, but nobody waits here for a client to close its end."""
+        self._held -= len(self._handed.pop(conn).data)
+        if fs.cancelled() or fs.exception() or fs.result():
+            super().finish_request(conn, fs)
+            return
+        # Closed at once, with something unread, the client would lose the answer (RFC 9112 section 9.6).
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._on_leaving, conn))
+        except OSError:
+            self.nr_conns -= 1
+            conn.close()
+            return
+        self._leaving[conn] = time.monotonic() + LEAVING_SECONDS
+
+    def _on_leaving(self, conn: TConn, _sock: Any) -> None:
+        try:
+            if conn.sock.recv(READ_SIZE):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.log.debug("client left")
+        self._leave(conn)
+
+    def _leave(self, conn: TConn) -> None:
+        del self._leaving[conn]
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
 
     def _let_go(self, conn: TConn, arriving: Arriving) -> None:
         if arriving.watched:
             self.poller.unregister(conn.sock)
         del self._arriving[conn]
-        self._held -= len(arriving.data)
 
     def _refuse(self, conn: TConn, arriving: Arriving, status: bytes) -> None:
         self._let_go(conn, arriving)
+        self._held -= len(arriving.data)
         if status:
             self._send(conn, b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         self.nr_conns -= 1
@@ -176,6 +249,9 @@ class GatheringWorker(ThreadWorker):
             if arriving.deadline <= now:
                 # Without a byte it is a connection that was opened and not used.
                 self._refuse(conn, arriving, b"408 Request Timeout" if arriving.data else b"")
+        for conn, until in list(self._leaving.items()):
+            if until <= now:
+                self._leave(conn)
 
     def handle_request(self, req: Any, conn: TConn) -> bool:
         """Runs in a thread, which a client that does not read must not hold either."""

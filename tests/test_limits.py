@@ -50,7 +50,17 @@ def status(answer: bytes) -> int:
         pytest.param(b"POST /publish HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", id="do not end their headers"),
         pytest.param(HEAD + b"Content-Length: 100000\r\n\r\n[", id="do not end their body"),
         pytest.param(HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n[", id="do not end a chunk"),
+        pytest.param(
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\nffffff\r\n\r\n0\r\n\r\n", id="look as if they ended their chunks"
+        ),
         pytest.param(HEAD + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n", id="wait to be told to go on"),
+        pytest.param(HEAD + b"Content-Length: 99999999\r\n\r\n[", id="announce more than they may send"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nCookie: csrftoken=abcdefghijklmnopqrstuvwxyz012345\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999999\r\n\r\n--x\r\n",
+            id="upload to a page",
+        ),
+        pytest.param(b"GET /health HTTP/1.0\r\n\r\n", id="do not close their end"),
     ],
 )
 def test_the_service_serves_while_fifty_clients(server: Server, beginning: bytes) -> None:
@@ -277,6 +287,12 @@ def arrived(settings: Settings, *parts: bytes) -> list[bool]:
         ),
         ([b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"], [True]),
         ([b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"x" * 70_000], [False, True]),
+        # What looks like the last chunk stands in one; another request comes behind the last one.
+        (
+            [b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n\r\n0\r\n\r\n", b"\r\n0\r\n", b"\r\nGET /"],
+            [False, False, True],
+        ),
+        ([b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\n", b"\r\n"], [False, True]),
         # Both: for the parser to refuse.
         ([b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n"], [True]),
         # A header that only looks like one, in the body and in another's value.
