@@ -107,8 +107,13 @@ def put_broker_files_aside() -> None:
     """The broker only holds rings, which the worker makes up for by itself. Better none of them than no broker."""
     folder = Path(os.environ["DATA_DIR"]) / "broker"
     aside = folder.with_name(f"broker-broken-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-    folder.rename(aside)
-    folder.mkdir(mode=0o700)
+    try:
+        folder.rename(aside)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        # Raised from here it would end the supervisor, and with it all that works without a broker.
+        say("stack", f"the broker does not start, and its files cannot be put aside: {error}", level="error")
+        return
     say("stack", f"the broker does not start; its files are in {aside} now, and it begins with none", level="warning")
 
 

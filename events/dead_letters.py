@@ -3,13 +3,14 @@
 The books stay exact: a batch's events move from failed to pending, or from failed to discarded, in one statement.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from django.db.models import Q
 from django.utils import timezone
 
 from events.inbox import ring
 from events.models import Batch
+from events.store import LOOK_UP_IDS
 from events.turn import writing
 
 
@@ -31,9 +32,10 @@ def replay(batches: Collection[int] | None = None) -> list[int]:
     replayable = Batch.objects.filter(chosen_by, processed_at=None)
     with writing():
         chosen = list(replayable.order_by("pk").values_list("pk", flat=True).select_for_update())
-        Batch.objects.filter(pk__in=chosen).update(
-            status=Batch.Status.PENDING, attempts=0, next_attempt_at=timezone.now()
-        )
+        for some in _slices(chosen):
+            Batch.objects.filter(pk__in=some).update(
+                status=Batch.Status.PENDING, attempts=0, next_attempt_at=timezone.now()
+            )
     if chosen:
         ring()
     return chosen
@@ -48,5 +50,12 @@ def discard(batches: Collection[int]) -> list[int]:
     with writing():
         dead = Batch.objects.filter(pk__in=batches, processed_at=None, status=Batch.Status.FAILED)
         chosen = list(dead.order_by("pk").values_list("pk", flat=True).select_for_update())
-        Batch.objects.filter(pk__in=chosen).update(status=Batch.Status.DISCARDED)
+        for some in _slices(chosen):
+            Batch.objects.filter(pk__in=some).update(status=Batch.Status.DISCARDED)
     return chosen
+
+
+def _slices(numbers: list[int]) -> Iterator[list[int]]:
+    """As many as one statement takes."""
+    for begin in range(0, len(numbers), LOOK_UP_IDS):
+        yield numbers[begin : begin + LOOK_UP_IDS]

@@ -124,8 +124,10 @@ def _oldest(events: Any, before: datetime, size: int) -> list[tuple[int, str]]:
 
 
 def _count(counter: str, gone: Sequence[tuple[int, str]]) -> None:
-    # In the order in which the drain adds to them, so that the two cannot deadlock each other.
-    for topic, count in sorted(Counter(topic for _, topic in gone).items()):
+    counts = Counter(topic for _, topic in gone)
+    # In the order in which the drain adds to them, the database's, so that the two cannot deadlock each other.
+    list(TopicTotal.objects.filter(topic__in=counts).order_by("topic").select_for_update())
+    for topic, count in counts.items():
         TopicTotal.objects.filter(topic=topic).update(**{counter: F(counter) + count})
 
 

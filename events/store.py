@@ -27,6 +27,8 @@ CHUNK_EVENTS = 4_000
 CHUNK_BYTES = 32 * 1024 * 1024
 #: Ids looked up in one statement at most; SQLite takes 32,766 parameters, and one publish may have more events.
 LOOK_UP_IDS = 10_000
+#: Stored payloads in memory at a time, to be compared with those of duplicates: one may have 10 MiB.
+PAYLOADS_READ = 100
 #: Seconds a drain lasts at most: limits, shutdown and Flower see short tasks.
 DRAIN_SECONDS = 5.0
 #: Seconds in which pending batches may gather after a chunk that was not full. Without it the drain and the publishes
@@ -332,31 +334,30 @@ def _log_duplicates(dropped: Sequence[Arrival]) -> None:
     """Writes down what was dropped, and whether it said something else than the event that is stored."""
     if not dropped or not settings.DUPLICATE_LOG_DAYS:
         return
-    stored = _stored_payloads(arrival.key for arrival in dropped)
+    _compare(dropped)
     rows = []
     for arrival in dropped:
         event, batch = arrival.event, arrival.batch
-        payload = str(event.payload, "utf-8")
-        # Empty or none: it has expired, and what could be compared is gone.
-        earlier = stored.get(arrival.key, "")
-        arrival.differs = earlier != "" and _differ(payload, earlier)
-        kept = payload if arrival.differs else ""
+        kept = str(event.payload, "utf-8") if arrival.differs else ""
         rows.append((*arrival.key, event.source, batch.accepted_at, batch.pk, arrival.differs, kept))
     columns = ("topic", "event_id", "source", "received_at", "batch", "payload_differs", "payload")
     Duplicate.objects.insert_new(columns, rows)
 
 
-def _stored_payloads(keys: Iterable[Key]) -> dict[Key, str]:
-    ids: dict[str, set[str]] = defaultdict(set)
-    for topic, event_id in keys:
-        ids[topic].add(event_id)
-    stored: dict[Key, str] = {}
-    for topic, wanted in ids.items():
-        left = iter(wanted)
+def _compare(dropped: Sequence[Arrival]) -> None:
+    """Marks the arrivals that differ from the stored event. Few stored payloads are in memory at a time."""
+    arrivals: dict[str, dict[str, list[Arrival]]] = defaultdict(lambda: defaultdict(list))
+    for arrival in dropped:
+        topic, event_id = arrival.key
+        arrivals[topic][event_id].append(arrival)
+    for topic, of_topic in arrivals.items():
+        left = iter(of_topic)
         while some := list(islice(left, LOOK_UP_IDS)):
             found = Event.objects.filter(topic=topic, event_id__in=some).values_list("event_id", "payload")
-            stored.update(((topic, event_id), payload) for event_id, payload in found)
-    return stored
+            for event_id, payload in found.iterator(PAYLOADS_READ):
+                # An empty one has expired, and what could be compared is gone.
+                for arrival in of_topic[event_id] if payload else ():
+                    arrival.differs = _differ(str(arrival.event.payload, "utf-8"), payload)
 
 
 def _differ(one: str, other: str) -> bool:

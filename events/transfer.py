@@ -11,7 +11,6 @@ from typing import Any
 
 from django.apps import apps
 from django.contrib.sessions.models import Session
-from django.core.management.color import no_style
 from django.db import connections, models, transaction
 from django.db.models import Max
 
@@ -66,7 +65,7 @@ def transfer(source: str, target: str) -> Iterator[Progress]:
             model._base_manager.using(target).all().delete()
         for model in small:
             yield _copy_small(model, source, target)
-        _set_sequences([*LARGE, *small], target)
+        _set_sequences([*LARGE, *small], source, target)
     if _version(source) != before:
         raise Changed
 
@@ -137,8 +136,18 @@ def _copy_small(model: type[models.Model], source: str, target: str) -> Progress
     return Progress(model._meta.db_table, len(rows), len(rows))
 
 
-def _set_sequences(copied: list[type[models.Model]], target: str) -> None:
-    connection = connections[target]
-    with connection.cursor() as cursor:
-        for statement in connection.ops.sequence_reset_sql(no_style(), copied):
-            cursor.execute(statement)
+def _set_sequences(copied: list[type[models.Model]], source: str, target: str) -> None:
+    """Numbers go on where SQLite's were, also where retention has taken the rows that had the last ones.
+
+    A number that is given out twice would make an old event look as if it came with a new batch.
+    """
+    with connections[source].cursor() as cursor:
+        cursor.execute("SELECT name, seq FROM sqlite_sequence")
+        given = dict(cursor.fetchall())
+    quote = connections[target].ops.quote_name
+    with connections[target].cursor() as cursor:
+        for model in copied:
+            pk = model._meta.pk
+            if isinstance(pk, models.AutoField | models.BigAutoField) and (last := given.get(model._meta.db_table)):
+                table = quote(model._meta.db_table)
+                cursor.execute("SELECT setval(pg_get_serial_sequence(%s, %s), %s)", [table, pk.column, last])

@@ -32,6 +32,11 @@ from events.wire import parse_timestamp
 #: Events on a page, unless asked for otherwise, and at most.
 PAGE = 100
 LARGEST_PAGE = 1000
+#: Bytes of payloads after which a page or a slice ends early; and rows read at a time until then.
+LARGEST_BYTES = 4 * 1024 * 1024
+ROWS_READ = 100
+#: Bytes that a stream sends at a time: what a reader has to take in the time that a stalled one is given.
+PIECE = 256 * 1024
 #: Rows a stream holds in memory at a time. Each slice is a statement of its own: one long one would keep SQLite from
 #: shortening its write-ahead log for as long as the reader takes.
 SLICE = 2000
@@ -123,8 +128,11 @@ class Query:
             return totals.filter(**self.equal).aggregate(total=listed)["total"] or 0
         return self.matches().count()
 
-    def after(self, cursor: Cursor | None, size: int) -> list[StoredEvent]:
-        """The next events after the cursor, or before it where it points backwards; in ascending order either way."""
+    def after(self, cursor: Cursor | None, size: int) -> tuple[list[StoredEvent], bool]:
+        """The next events after the cursor, or before it where it points backwards; in ascending order either way.
+
+        Also whether they were cut short, because so few have LARGEST_BYTES already.
+        """
         backwards = cursor is not None and cursor.backwards
         seek = cursor is not None and not backwards and not self.by_time
         # First, see there. In the order of acceptance events may appear anywhere, whatever the database.
@@ -144,11 +152,17 @@ class Query:
         columns = found.values_list(
             "id", "topic", "event_id", "source", "timestamp", "payload", "received_at", "batch_id"
         )
-        events = [
-            StoredEvent(pk, topic, event_id, source, timestamp, Raw(payload.encode()), received_at, batch_id)
-            for pk, topic, event_id, source, timestamp, payload, received_at, batch_id in columns[:size]
-        ]
-        return events[::-1] if backwards else events
+        events: list[StoredEvent] = []
+        weight = 0
+        for pk, topic, event_id, source, timestamp, payload, received_at, batch_id in columns[:size].iterator(
+            ROWS_READ
+        ):
+            raw = payload.encode()
+            events.append(StoredEvent(pk, topic, event_id, source, timestamp, Raw(raw), received_at, batch_id))
+            weight += len(raw)
+            if weight > LARGEST_BYTES:
+                break
+        return (events[::-1] if backwards else events), weight > LARGEST_BYTES
 
     def place(self, event: StoredEvent, *, backwards: bool = False) -> Cursor:
         return Cursor(backwards, event.id, event.received_at if self.by_time else None)
@@ -156,9 +170,9 @@ class Query:
     def page(self) -> tuple[list[StoredEvent], Cursor | None, Cursor | None]:
         """The events of the page, and the cursors to the next and to the previous one where there is one."""
         backwards = self.cursor is not None and self.cursor.backwards
-        events = self.after(self.cursor, self.limit + 1)
-        more = len(events) > self.limit
-        if more:
+        events, more = self.after(self.cursor, self.limit + 1)
+        if len(events) > self.limit:
+            more = True
             events = events[1:] if backwards else events[: self.limit]
         if not events:
             return [], None, None
@@ -173,7 +187,7 @@ class Query:
     def slices(self) -> Iterator[list[StoredEvent]]:
         """Every match, in slices of bounded size; limit and cursor are for pages."""
         cursor: Cursor | None = None
-        while events := self.after(cursor, SLICE):
+        while events := self.after(cursor, SLICE)[0]:
             yield events
             cursor = self.place(events[-1])
 
@@ -249,10 +263,12 @@ class EventsView(GuardedView):
     def get(self, request: Request) -> HttpResponseBase:
         query = read_query(request.query_params.dict())
         _bind(query, key_of(request))
+        # Of the answer to a HEAD only the head is sent; gunicorn would read all of the rest.
+        head = request.method == "HEAD"
         if request.accepted_renderer.format == "ndjson":
-            return _stream(ndjson(query), "application/x-ndjson", "events.ndjson")
+            return _stream(iter(()) if head else ndjson(query), "application/x-ndjson", "events.ndjson")
         if request.accepted_renderer.format == "csv":
-            return _stream(comma_separated(query), "text/csv; charset=utf-8", "events.csv")
+            return _stream(iter(()) if head else comma_separated(query), "text/csv; charset=utf-8", "events.csv")
         events, following, preceding = query.page()
         return Response(
             {
@@ -302,7 +318,9 @@ class Stream:
         self._chunks = chunks
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
+        for chunk in self._chunks:
+            for begin in range(0, len(chunk), PIECE):
+                yield chunk[begin : begin + PIECE]
 
     def close(self) -> None:
         if self._open:
@@ -319,10 +337,15 @@ def _stream(chunks: Iterator[bytes], content_type: str, name: str) -> StreamingH
     )
 
 
+_NO_LINE_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+
+
 def ndjson(query: Query) -> Iterator[bytes]:
-    """Every match as one JSON object a line."""
+    """Every match as one JSON object a line: line breaks in a payload, which mean nothing there, become spaces."""
     encoder = msgspec.json.Encoder()
     for events in query.slices():
+        for event in events:
+            event.payload = Raw(bytes(event.payload).translate(_NO_LINE_BREAKS))
         yield encoder.encode_lines(events)
 
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from django.conf import settings
+from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest
 from drf_spectacular.utils import extend_schema
 from rest_framework.exceptions import ValidationError
@@ -93,7 +94,11 @@ def _wait_for(batch: Batch, seconds: int) -> Receipt | None:
         until = time.monotonic() + seconds
         pause = FIRST_LOOK_SECONDS
         while True:
-            batch.refresh_from_db(fields=["status", "unique", "duplicates", "processed_at", "error", "attempts"])
+            try:
+                batch.refresh_from_db(fields=["status", "unique", "duplicates", "processed_at", "error", "attempts"])
+            except (DatabaseError, InterfaceError):
+                # It is accepted, whatever has happened to the database since.
+                return None
             if batch.status != Batch.Status.PENDING:
                 return receipt(batch)
             if time.monotonic() + pause > until:

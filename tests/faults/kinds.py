@@ -97,9 +97,10 @@ class Faults:
 
     def broker_gone(self) -> None:
         """Refuses connections: its successor is held before it listens."""
-        self._kill("broker gone", self._part("broker"))
+        broker = self._part("broker")
+        self._kill("broker gone", broker)
         # The tether is held as well as what it becomes.
-        successor = until(self._next_broker, "the supervisor starts another broker")
+        successor = until(lambda: self._broker_after(broker), "the supervisor starts another broker")
         successor.suspend()
         time.sleep(self.away_seconds)
         successor.resume()
@@ -143,10 +144,11 @@ class Faults:
     def _one(self, candidates: Callable[[], list[psutil.Process]]) -> psutil.Process:
         return self.chance.choice(until(candidates, "there is one to kill"))
 
-    def _next_broker(self) -> psutil.Process | None:
+    def _broker_after(self, killed: psutil.Process) -> psutil.Process | None:
+        """Not that one itself, which may be there for a moment yet."""
         for process in self.service.supervisor.children():
             try:
-                if runs(process) and "valkey-server" in " ".join(process.cmdline()):
+                if process != killed and runs(process) and "valkey-server" in " ".join(process.cmdline()):
                     return process
             except psutil.Error:
                 continue
