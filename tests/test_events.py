@@ -82,6 +82,40 @@ def streamed(client: Client, accept: str, **parameters: Any) -> bytes:
     return b"".join(answer.streaming_content)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("since", [{}, {"since": "2000-01-01T00:00:00Z"}])
+def test_a_page_ends_early_where_payloads_are_large(
+    client: Client, monkeypatch: pytest.MonkeyPatch, since: dict[str, str]
+) -> None:
+    stored(7)
+    Event.objects.update(payload='{"n":1}')
+    monkeypatch.setattr(listing, "LARGEST_BYTES", 10)
+    pages = forwards(client, limit=5, **since)
+    assert [len(each["events"]) for each in pages] == [2, 2, 2, 1]
+    assert all_ids(pages) == list(range(7))
+    assert all_ids(backwards(client, pages[-1])) == list(range(7))
+    assert len(streamed(client, "application/x-ndjson", **since).splitlines()) == 7
+
+
+def test_a_stream_is_sent_in_pieces(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(7)
+    whole = streamed(client, "text/csv")
+    monkeypatch.setattr(listing, "PIECE", 10)
+    answer = client.get("/events", headers={"Accept": "text/csv"})
+    pieces = list(answer.streaming_content)  # type: ignore[attr-defined]
+    assert max(map(len, pieces)) == 10
+    assert b"".join(pieces) == whole
+
+
+@pytest.mark.parametrize("accept", ["application/x-ndjson", "text/csv"])
+def test_the_head_of_a_stream_reads_no_event(client: Client, accept: str) -> None:
+    stored(7)
+    with CaptureQueriesContext(connection) as queries:
+        answer = client.head("/events", headers={"Accept": accept})
+        assert b"".join(answer.streaming_content) == b""  # type: ignore[attr-defined]
+    assert answer.status_code == 200
+    assert queries.captured_queries == []
+
+
 # --- A page -----------------------------------------------------------------------------------------------------------
 
 

@@ -351,6 +351,16 @@ def test_the_longest_key_is_accepted(publish: Publish) -> None:
 # --- Prefer: wait -----------------------------------------------------------------------------------------------------
 
 
+def test_a_wait_that_loses_the_database_is_a_202(publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on disk; a 503 would say that it is not."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(Batch, "refresh_from_db", fail)
+    assert publish(event(), Prefer="wait=5").status_code == 202
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between two looks at a batch, with a clock that only they move on."""

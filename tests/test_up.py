@@ -327,3 +327,11 @@ def test_the_pause_between_starts_grows_to_a_limit_and_there_is_no_last_one(capf
         pauses.append(round(process.delay - time.time()))
     assert pauses == [1, 2, 4, 8, 8, 8]
     assert "web keeps ending; it is started again in 8 s" in capfd.readouterr().err
+
+
+def test_files_of_the_broker_that_cannot_be_put_aside_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "not there"))
+    supervise.put_broker_files_aside()
+    assert "cannot be put aside" in capfd.readouterr().err

@@ -73,6 +73,21 @@ def test_everything_is_there_and_the_service_goes_on(source: Path, postgresql: P
     assert manage(source, "audit").returncode == 0
 
 
+def test_numbers_go_on_also_where_retention_has_taken_the_last_rows(source: Path, postgresql: PostgreSQL) -> None:
+    """Of an old batch the events stay. A new one with its number would take them for its own."""
+    url = postgresql.database()
+    prune = "from events import retention; from django.conf import settings; settings.BATCH_RETENTION_DAYS = 1\n"
+    prune += "from events.models import Batch; from datetime import datetime, UTC; from events import store\n"
+    prune += "while store.store_chunk()[0].batches: pass\n"
+    prune += "Batch.objects.update(processed_at=datetime(2000, 1, 1, tzinfo=UTC))\n"
+    prune += "list(retention.prune()); assert not Batch.objects.exists()"
+    done = manage(source, "shell", "-c", prune)
+    assert done.returncode == 0, done.stderr
+    done = manage(source, "transfer", "--to", url)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert postgresql.rows("SELECT nextval('events_batch_id_seq')", url.rpartition("/")[2]) == [(12,)]
+
+
 def test_it_goes_on_where_it_was_interrupted(source: Path, postgresql: PostgreSQL) -> None:
     url = postgresql.database()
     interrupted = (
