@@ -177,7 +177,8 @@ EVENTS: dict[str, Any] = {
     "summary": "List stored events",
     "description": (
         "Oldest first: in the order they were stored, or with `since` or `until` in that they were accepted. Follow "
-        "`next` and `previous` as they are. With `Accept: application/x-ndjson` or `text/csv` every match is streamed."
+        "`next` and `previous` as they are; a page ends early where its payloads come to 4 MiB. "
+        "With `Accept: application/x-ndjson` or `text/csv` every match is streamed."
     ),
     "parameters": [
         _query("topic", "Only events of this topic."),
