@@ -246,9 +246,8 @@ def test_a_broker_whose_files_are_broken_starts_without_them(running: Up) -> Non
 def test_sigterm_ends_all_of_it_cleanly(tmp_path: Path) -> None:
     with Up(tmp_path) as running:
         until(lambda: "flower" in {line["part"] for line in running.lines}, "Flower is ready")
-        processes = running.processes
         # Supervisor, broker, web with 2, worker with its pool and beat, Flower.
-        assert len(processes) == 9
+        processes = until(lambda: len(found := running.processes) == 9 and found, "all nine run")
         running.process.terminate()
         assert running.process.wait(PATIENCE) == 0
         assert gone(processes)
