@@ -34,6 +34,7 @@ READ_SIZE = 256 * 1024
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
+_CHUNK_SIZE = re.compile(rb"([0-9a-f]{1,16})[ \t]*(?:;|\Z)", re.IGNORECASE)
 _EXPECTS = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
 
 
@@ -83,11 +84,11 @@ class Arriving:
     def _has_last_chunk(self) -> bool:
         """Goes from chunk to chunk (RFC 9112 section 7.1), on from where it came to the last time."""
         while (end := self.data.find(b"\r\n", self._chunk_at)) >= 0:
-            try:
-                size = int(self.data[self._chunk_at : end].partition(b";")[0], 16)
-            except ValueError:
-                # For the parser to refuse.
+            digits = _CHUNK_SIZE.match(self.data, self._chunk_at, end)
+            if not digits:
+                # For the parser to refuse. int() would take -11, and go back to where it has been for ever.
                 return True
+            size = int(digits[1], 16)
             if not size:
                 # Trailers, up to an empty line.
                 return self.data.find(b"\r\n\r\n", end) >= 0

@@ -293,6 +293,8 @@ def arrived(settings: Settings, *parts: bytes) -> list[bool]:
             [False, False, True],
         ),
         ([b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\n", b"\r\n"], [False, True]),
+        # A size that would lead back to the chunk before, over and over: for the parser to refuse.
+        ([b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n-11\r\n"], [True]),
         # Both: for the parser to refuse.
         ([b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n"], [True]),
         # A header that only looks like one, in the body and in another's value.
