@@ -46,7 +46,7 @@ def test_unset_and_empty_are_the_default(
     assert environment.choice("X", "b", ["a", "b"]) == "b"
     assert environment.words("X", ["a"]) == ["a"]
     assert environment.url("X", "redis://a", ["redis"]) == "redis://a"
-    assert environment.database("X", "sqlite:////a", ["sqlite"])["NAME"] == "/a"
+    assert environment.database("X", {"NAME": "/a"}, ["sqlite"]) == {"NAME": "/a"}
     assert environment.mistakes == []
 
 
@@ -115,12 +115,26 @@ def test_a_url_that_cannot_be_meant_is_a_mistake(
     assert "must be a URL that starts with redis://" in mistake
 
 
-@pytest.mark.parametrize("value", ["postgres://h:port/x", "postgres://[::1/x", "oracle://h/x"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "postgres://h:port/x",
+        "postgres://[::1/x",
+        "oracle://h/x",
+        # Of these only a part would be taken for the path.
+        "sqlite:////a#1",
+        "sqlite:////a?1",
+        "sqlite://a/b",
+        "sqlite://",
+        "sqlite://:memory:",
+        "postgres://u:pass#word@h/x",
+    ],
+)
 def test_a_database_that_cannot_be_read_is_a_mistake(
     value: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(monkeypatch, value)
-    assert environment.database("X", "sqlite:////a", ["sqlite", "postgres"])["NAME"] == "/a"
+    assert environment.database("X", {"NAME": "/a"}, ["sqlite", "postgres"]) == {"NAME": "/a"}
     [mistake] = environment.mistakes
     assert mistake.startswith("X is ")
 
@@ -128,8 +142,27 @@ def test_a_database_that_cannot_be_read_is_a_mistake(
 @pytest.mark.parametrize("value", ["mysql://user:secret@h/x", "postgres://user:secret@h:port/x"])
 def test_a_password_is_not_repeated(value: str, environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, value)
-    environment.database("X", "sqlite:////a", ["sqlite", "postgres"])
+    environment.database("X", {}, ["sqlite", "postgres"])
     assert "secret" not in environment.mistakes[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ("sqlite:////a/b.sqlite3", "/a/b.sqlite3"),
+        ("sqlite:////a%231/b%3F", "/a#1/b?"),
+        ("sqlite:////a+b", "/a+b"),
+        ("sqlite:////a%2541", "/a%41"),
+        ("sqlite:////%C3%BC;,", "/ü;,"),
+        ("sqlite:///a b", "a b"),
+    ],
+)
+def test_the_path_of_a_sqlite_url_is_unquoted(
+    value: str, path: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, value)
+    assert environment.database("X", {}, ["sqlite"])["NAME"] == path
+    assert environment.mistakes == []
 
 
 # --- All of them ------------------------------------------------------------------------------------------------------
@@ -211,6 +244,49 @@ def test_a_data_folder_that_is_missing_is_made(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(settings, "DATA_DIR", tmp_path / "a" / "b")
     assert checks.check_data_folder() == []
     assert (tmp_path / "a" / "b").is_dir()
+
+
+#: Names of folders that would mean something else in a URL, a shell or a configuration file.
+ODD_NAMES = [
+    "#1", "?1", "%41", "%2F", "+", "&a=b", "a b", " ;x", " #x", "a;b", "a,b", "\"", "'", "`$HOME`", "\\", "ü€😀", "@:[", "~",
+    "%(here)s", "{}", "-rf", b"\xff".decode(errors="surrogateescape"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_data_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / f"a{name}b"
+    show = (
+        "import os, sys, django, kombu, redis; django.setup(); from django.conf import settings;"
+        "from django.core.cache import cache; from urllib.parse import urlsplit; from django.db import connection;"
+        "connection.cursor().execute('CREATE TABLE t (x)');"
+        "socket = settings.EMBEDDED_BROKER_SOCKET;"
+        "channel = kombu.Connection(settings.CELERY_BROKER_URL).channel;"
+        "path = kombu.utils.url.url_to_parts(kombu.Connection(settings.CELERY_BROKER_URL).hostname).path;"
+        "assert '/' + path == socket, path;"
+        # As Flower reads it.
+        "assert urlsplit(settings.CELERY_BROKER_URL).path == socket;"
+        "assert cache._cache.get_client().connection_pool.connection_kwargs['path'] == socket;"
+        "assert len(os.fsencode(socket)) <= 100;"
+        "print(socket)"
+    )
+    done = start(folder, "-c", show, DJANGO_SETTINGS_MODULE="aggregator_project.settings")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "aggregator.sqlite3").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_folders_that_differ_have_databases_and_brokers_of_their_own(tmp_path: Path) -> None:
+    show = "from aggregator_project import settings as s; print(s.DATABASES['default']['NAME'], s.CELERY_BROKER_URL)"
+    folders = [tmp_path / f"a{name}" for name in ODD_NAMES[:-1]]
+    folders += [tmp_path / f"{'deep/' * 20}{name}" for name in ("x", "y")]
+    assert len({start(folder, "-c", show).stdout for folder in folders}) == len(folders)
+
+
+def test_a_data_folder_with_a_line_break_is_a_mistake(tmp_path: Path) -> None:
+    ended = start(tmp_path / "a\nb", "-c", "import aggregator_project.wsgi")
+    assert ended.returncode == 2
+    assert ended.stderr == "DATA_DIR has a line break in it; name a folder without one\n"
 
 
 def test_the_secret_key_is_made_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:

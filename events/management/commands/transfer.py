@@ -35,7 +35,7 @@ class Command(BaseCommand):
         if connection.vendor != "sqlite":
             raise CommandError("The source is DATABASE_URL, and it must be SQLite: leave it unset, set DATA_DIR.")
         environment = Environment({"--to": options["to"]})
-        target = environment.database("--to", "sqlite://:memory:", ["postgres", "postgresql"])
+        target = environment.database("--to", {}, ["postgres", "postgresql"])
         if environment.mistakes:
             raise CommandError(environment.mistakes[0])
         connections.settings[TARGET] = connections.configure_settings({"default": target})["default"]
