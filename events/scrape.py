@@ -58,9 +58,6 @@ class _Counted:
     """The files of all processes, those of the dead among them."""
 
     def collect(self) -> Iterator[Metric]:
-        if not metrics.SHARED:
-            yield from metrics.INSTRUMENTS.collect()
-            return
         files = sorted(metrics.FOLDER.glob("*.db"))
         try:
             merged = MultiProcessCollector.merge(map(str, files))

@@ -279,6 +279,44 @@ def test_a_file_that_is_broken_is_left_out_and_begun_again(tmp_path: Path, monke
     after.end()
 
 
+NO_ROOM = """
+import errno, os, pathlib, sys
+from django.conf import settings
+settings.configure(DATA_DIR=pathlib.Path(sys.argv[1]))
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+os.posix_fallocate = full
+from events import metrics
+metrics.RING_SENT.inc()
+child = os.fork()
+metrics.RING_SENT.inc()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    mapped = pathlib.Path("/proc/self/maps").read_text()
+    assert str(metrics.FOLDER) not in mapped, mapped
+    [ring] = metrics.RINGS.collect()
+    print([sample.value for sample in ring.samples if sample.labels == {"result": "sent"}][0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/maps")
+def test_a_process_for_whose_counts_the_disk_has_no_room_counts_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with holes that is mapped would end it with SIGBUS."""
+    Counter(tmp_path, 3).end()
+    with_counts = tmp_path / "run" / "metrics" / "counter_0.db"
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, str(tmp_path)], cwd=settings.BASE_DIR, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == 2
+    assert "No space left on device" in done.stderr
+    # Nothing was left of the try, and nothing was taken from what others have counted.
+    assert {file.name for file in with_counts.parent.glob("*.db")} == {"counter_0.db", "histogram_0.db"}
+    assert counted(tmp_path, monkeypatch) == 3
+
+
 # --- Dashboard and alerts ---------------------------------------------------------------------------------------------
 
 

@@ -44,8 +44,9 @@ class Command(BaseCommand):
                 self._transfer()
             except NotOurs as error:
                 raise CommandError(
-                    f"The target's table {error} holds rows that the source does not. Nothing was changed there; "
-                    "name an empty database."
+                    f"The target's table {error} holds rows that the source does not: they are of another "
+                    "installation, or the source was written to since an earlier run copied them. Empty the target, or "
+                    "name another database."
                 ) from None
             except Changed:
                 raise CommandError(
