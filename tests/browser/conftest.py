@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements.txt")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements-dev.txt")
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
