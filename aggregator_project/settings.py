@@ -21,6 +21,10 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 ENVIRONMENT = environment = Environment()
 
+# What a process writes is for its owner: payloads are in the database, in backups and in the broker's files. Every part
+# and every command loads this module first.
+os.umask(0o077)
+
 # --- Where things live ------------------------------------------------------------------------------------------------
 
 #: Folder for everything this installation writes: SQLite file, embedded broker, generated secret key.

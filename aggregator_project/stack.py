@@ -185,6 +185,7 @@ def _configuration(parts: Sequence[Part]) -> RawConfigParser:
         # Nothing is written there. The default is TMPDIR, in which it would expand a %.
         "childlogdir": "%(here)s",
         "nocleanup": "true",
+        "umask": "077",
         # What it makes sure it may have; its own numbers are more than a small container allows.
         "minfds": "256",
         "minprocs": "32",

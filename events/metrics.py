@@ -4,7 +4,8 @@ The counts lie in files in DATA_DIR/run/metrics that prometheus_client maps into
 and the kernel keeps it when the process is killed. A process takes the lowest number that no living one has, and goes
 on where the last one with that number stopped. So there are as many files as there ever were processes at once, however
 often they were started; counters never fall; and parts that share the folder share the numbers, in containers as well,
-where process ids mean nothing to each other. A process for whose files the disk has no room counts in memory, for nobody.
+where process ids mean nothing to each other. A process for whose files the disk has no room counts in memory, for
+nobody to see.
 """
 
 import fcntl
@@ -47,7 +48,9 @@ def _number() -> int:
             _Number.number, _Number.has_files = -os.getpid(), False
             # Of a DATA_DIR that cannot be written a system check tells (checks.py), and nothing starts.
             if os.access(settings.DATA_DIR, os.W_OK):
-                log.warning("/metrics does not show what this process counts, as %s cannot be written: %s", FOLDER, error)
+                log.warning(
+                    "/metrics does not show what this process counts, as %s cannot be written: %s", FOLDER, error
+                )
     return _Number.number
 
 

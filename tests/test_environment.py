@@ -230,7 +230,8 @@ def test_a_data_folder_that_cannot_be_is_said_in_a_line(below: str, tmp_path: Pa
     ended = start(folder, "-c", "import aggregator_project.wsgi")
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith(f"DATA_DIR {folder} cannot be made: ")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"DATA_DIR {folder} cannot be made: ")
 
 
 def test_a_data_folder_that_may_not_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +239,61 @@ def test_a_data_folder_that_may_not_be_written_is_an_error(tmp_path: Path, monke
     monkeypatch.setattr(checks.os, "access", lambda *_: False)
     [error] = checks.check_data_folder()
     assert f"DATA_DIR {tmp_path} cannot be written" in error.msg
+
+
+@pytest.mark.parametrize("name", ["run", "run/up.lock", "secret-key", "aggregator.sqlite3-wal", "broker"])
+def test_what_another_user_left_in_it_is_an_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.touch()
+    # What is not the service's is nobody's business.
+    (tmp_path / "lost+found").touch()
+    monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
+    monkeypatch.setattr(checks.os, "access", lambda path, _: path not in (foreign, tmp_path / "lost+found"))
+    [error] = checks.check_data_folder()
+    assert error.msg == f"{foreign} in DATA_DIR cannot be written by user {os.getuid()}"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write whatever the mode says")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_data_folder_that_may_not_be_written_is_said_in_a_line(mode: int, tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(mode)
+    ended = start(folder, "-c", "import aggregator_project.wsgi")
+    folder.chmod(0o700)
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"DATA_DIR {folder} cannot be written by user {os.getuid()}")
+
+
+def readable_by_others(folder: Path) -> list[str]:
+    return [path.name for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
+
+
+def test_what_is_written_is_for_its_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    usual = os.umask(0o022)
+    try:
+        for command in (["prepare"], ["backup", str(folder / "copy")]):
+            ended = start(folder, "manage.py", *command)
+            assert ended.returncode == 0, ended.stderr
+    finally:
+        os.umask(usual)
+    assert (folder / "copy").exists()
+    assert readable_by_others(folder) == []
+
+
+def test_an_installation_that_others_may_read_is_closed_at_the_start(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    assert start(folder, "manage.py", "prepare").returncode == 0
+    (folder / "lost+found").mkdir(mode=0o755)
+    (folder / "lost+found").chmod(0o755)
+    for path in (folder / "aggregator.sqlite3", folder / "secret-key"):
+        path.chmod(0o644)
+    (folder / "run").chmod(0o755)
+    assert start(folder, "manage.py", "prepare").returncode == 0
+    assert readable_by_others(folder) == ["lost+found"]
 
 
 def test_a_data_folder_that_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,8 +304,8 @@ def test_a_data_folder_that_is_missing_is_made(tmp_path: Path, monkeypatch: pyte
 
 #: Names of folders that would mean something else in a URL, a shell or a configuration file.
 ODD_NAMES = [
-    "#1", "?1", "%41", "%2F", "+", "&a=b", "a b", " ;x", " #x", "a;b", "a,b", "\"", "'", "`$HOME`", "\\", "ü€😀", "@:[", "~",
-    "%(here)s", "{}", "-rf", b"\xff".decode(errors="surrogateescape"),
+    "#1", "?1", "%41", "%2F", "+", "&a=b", "a b", " ;x", " #x", "a;b", "a,b", "\"", "'", "`$HOME`", "\\", "ü€😀", "@:[",
+    "~", "%(here)s", "{}", "-rf", b"\xff".decode(errors="surrogateescape"),
 ]  # fmt: skip
 
 

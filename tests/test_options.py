@@ -24,7 +24,9 @@ def routes(resolver: URLResolver, beginning: str = "/") -> Iterator[str]:
             yield example
 
 
-ADDRESSES = sorted({*routes(get_resolver()), "/static/events/admin.css", "/nothing", "/admin/nothing", "//", "/publish/"})
+ADDRESSES = sorted(
+    {*routes(get_resolver()), "/static/events/admin.css", "/nothing", "/admin/nothing", "//", "/publish/"}
+)
 
 
 @pytest.mark.parametrize("accept", ["*/*", "text/html", "application/json"])

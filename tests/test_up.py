@@ -60,7 +60,13 @@ class Up:
         command += ["--port", str(self.port), "--flower-port", str(self.flower_port), *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                umask=0o022,
             )
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
 
@@ -184,6 +190,15 @@ def _get(url: str) -> httpx.Response | None:
 def test_what_is_published_is_stored(running: Up) -> None:
     running.publish("stored")
     until(lambda: running.is_stored("stored"), "the event is stored")
+
+
+def test_what_it_writes_is_for_its_owner(running: Up) -> None:
+    """Whatever the umask of the shell says; payloads are in the database, its log and the broker's files."""
+    data = running.folder / "data"
+    until(lambda: list(data.glob("beat-schedule*")), "beat has begun")
+    written = [path for path in (data, *data.rglob("*")) if path.exists()]
+    assert {"aggregator.sqlite3", "aggregator.sqlite3-wal", "aggregator.sqlite3-shm"} <= {path.name for path in written}
+    assert {path.name: oct(path.stat().st_mode) for path in written if path.stat().st_mode & 0o077} == {}
 
 
 def test_flower_sees_the_tasks(running: Up) -> None:
