@@ -1,8 +1,9 @@
 """What /metrics says: the books and the state of the parts as they are, and what all processes counted (metrics.py)."""
 
+import os
 from collections.abc import Iterator
 
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, connection
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -16,6 +17,7 @@ def scrape() -> bytes:
     registry = CollectorRegistry()
     registry.register(_Books())
     registry.register(_Parts())
+    registry.register(_WriteAheadLog())
     registry.register(_Counted())
     return generate_latest(registry)
 
@@ -52,6 +54,19 @@ class _Parts:
         for part in health.report().parts:
             up.add_metric([part.name], part.word == "ok")
         yield up
+
+
+class _WriteAheadLog:
+    """SQLite's: it grows where a reader or a backup holds back its checkpoints. PostgreSQL's is not ours to watch."""
+
+    def collect(self) -> Iterator[Metric]:
+        if connection.vendor != "sqlite":
+            return
+        try:
+            size = os.stat(f"{connection.settings_dict['NAME']}-wal").st_size
+        except OSError:
+            size = 0
+        yield GaugeMetricFamily("aggregator_sqlite_wal_bytes", "Size of SQLite's write-ahead log.", size)
 
 
 class _Counted:

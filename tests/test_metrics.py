@@ -101,6 +101,22 @@ def test_what_is_not_well_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [now()[f"aggregator_up part={name}"] for name in ("worker", "beat", "x")] == [0, 0, 1]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_the_size_of_sqlites_log_is_told(publish: Publish) -> None:
+    if connection.vendor != "sqlite":
+        assert "aggregator_sqlite_wal_bytes" not in now()
+        return
+    publish(event())
+    file = Path(f"{connection.settings_dict['NAME']}-wal")
+    assert now()["aggregator_sqlite_wal_bytes"] == file.stat().st_size > 0
+    # It is gone when the last connection closes in order.
+    connection.settings_dict["NAME"], usual = str(file) + " elsewhere", connection.settings_dict["NAME"]
+    try:
+        assert samples(scrape.generate_latest(scrape._WriteAheadLog())) == {"aggregator_sqlite_wal_bytes": 0}
+    finally:
+        connection.settings_dict["NAME"] = usual
+
+
 # --- What is counted --------------------------------------------------------------------------------------------------
 
 

@@ -29,14 +29,14 @@ exec setpriv --reuid tester --regid tester --init-groups env HOME=/home/tester s
 #: Runs as the user.
 TEST = """
 cd
-git clone -q /checkout.bundle checkout
+git -c advice.detachedHead=false clone -q /checkout.bundle checkout
 cd checkout
 """
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.docker.bare", description=__doc__.splitlines()[0])
-    parser.add_argument("tests", nargs="*", help="only these files or tests")
+    parser.add_argument("tests", nargs=argparse.REMAINDER, help="only these; what pytest takes")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     test = "make test"
@@ -74,8 +74,11 @@ def pip_configuration() -> list[str]:
     ]
     listed = subprocess.run([*pip, "list"], capture_output=True, text=True, check=True).stdout
     values = [value for line in listed.splitlines() for value in line.partition("=")[2].strip("'\"").split()]
-    named = [unquote(urlsplit(value).path) if value.startswith("file:") else value for value in values]
-    # A file of root's own is none that the user could read.
+    # Of an index that is a folder the pages lead to files beside it.
+    named = [
+        str(Path(unquote(urlsplit(value).path)).parent) if value.startswith("file:") else value for value in values
+    ]
+    # A file in this user's home is none that the container's could read.
     for place, file in enumerate(files):
         where = f"/etc/pip.{place}.conf" if Path(file).is_relative_to(Path.home()) else file
         if where == file:
