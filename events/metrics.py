@@ -104,11 +104,11 @@ class _Counts(MmapedDict):
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         if _Number.has_files:
-            super().__init__(filename, read_mode)
+            super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
             return
         memory = os.memfd_create("counts", os.MFD_CLOEXEC)
         try:
-            super().__init__(f"/dev/fd/{memory}")
+            super().__init__(f"/dev/fd/{memory}")  # type: ignore[no-untyped-call]
         finally:
             os.close(memory)
 
@@ -133,7 +133,7 @@ with suppress(OSError):  # _number() says it
     FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(FOLDER)
 # What prometheus_client does itself where that variable is set when it is imported, but with numbers of ours.
-values.MmapedDict = _Counts
+values.MmapedDict = _Counts  # type: ignore[attr-defined]
 values.ValueClass = values.MultiProcessValue(process_identifier=_number)
 
 #: Requests by the view that answered and the status it answered with; until the first byte of a stream.

@@ -304,8 +304,8 @@ def test_a_data_folder_that_is_missing_is_made(tmp_path: Path, monkeypatch: pyte
 
 #: Names of folders that would mean something else in a URL, a shell or a configuration file.
 ODD_NAMES = [
-    "#1", "?1", "%41", "%2F", "+", "&a=b", "a b", " ;x", " #x", "a;b", "a,b", "\"", "'", "`$HOME`", "\\", "ü€😀", "@:[",
-    "~", "%(here)s", "{}", "-rf", b"\xff".decode(errors="surrogateescape"),
+    "#1", "?1", "%41%(here)s", "a b+&c=d", " ;x #y,z", "\"'`$HOME`\\", "ü€😀@:[~{}",
+    b"\xff".decode(errors="surrogateescape"),
 ]  # fmt: skip
 
 
@@ -334,7 +334,7 @@ def test_a_data_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
 
 def test_folders_that_differ_have_databases_and_brokers_of_their_own(tmp_path: Path) -> None:
     show = "from aggregator_project import settings as s; print(s.DATABASES['default']['NAME'], s.CELERY_BROKER_URL)"
-    folders = [tmp_path / f"a{name}" for name in ODD_NAMES[:-1]]
+    folders = [tmp_path / f"a{name}" for name in ("", "#1", "#2", "?1", "%41", "A")]
     folders += [tmp_path / f"{'deep/' * 20}{name}" for name in ("x", "y")]
     assert len({start(folder, "-c", show).stdout for folder in folders}) == len(folders)
 
