@@ -47,7 +47,7 @@ def _number() -> int:
         except OSError as error:
             _Number.number, _Number.has_files = -os.getpid(), False
             # Of a DATA_DIR that cannot be written a system check tells (checks.py), and nothing starts.
-            if os.access(settings.DATA_DIR, os.W_OK):
+            if os.access(settings.DATA_DIR, os.W_OK | os.X_OK):
                 log.warning(
                     "/metrics does not show what this process counts, as %s cannot be written: %s", FOLDER, error
                 )

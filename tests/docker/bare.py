@@ -18,6 +18,9 @@ from tests.docker.engine import NAME, ROOT, docker, say
 
 IMAGE = "python:3.13-slim"
 
+#: Variables that say how to reach an index.
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
 #: Runs as root.
 PREPARE = """
 set -eu
@@ -64,9 +67,8 @@ def main() -> int:
 
 def pip_configuration() -> list[str]:
     """Options of `docker run` by which pip finds in the container what it finds here."""
-    words = [
-        word for name, value in os.environ.items() if name.startswith("PIP_") for word in ("-e", f"{name}={value}")
-    ]
+    # By name: a URL may hold a password, which is nothing for a list of processes.
+    words = [word for name in os.environ if name.startswith("PIP_") or name.upper() in PROXIES for word in ("-e", name)]
     pip = [sys.executable, "-m", "pip", "config"]
     debug = subprocess.run([*pip, "debug"], capture_output=True, text=True, check=True).stdout
     files = [
