@@ -4,14 +4,11 @@
 FROM python:3.13-slim AS build
 WORKDIR /build
 RUN python -m venv /venv
-COPY requirements.txt .
-# Names of packages that are installed too, such as "sentry-sdk". Their versions are those of requirements.txt.
+COPY requirements.txt requirements-dev.txt ./
+# Names of packages that are installed too, such as "sentry-sdk". Their versions are those of requirements-dev.txt.
 ARG EXTRAS=""
-# What only development needs stands below that line.
-RUN sed '/^# --- development/,$d' requirements.txt > service.txt \
-    && sed '1,/^# --- development/d' requirements.txt > development.txt \
-    && /venv/bin/pip install --no-cache-dir --no-compile --disable-pip-version-check --quiet \
-        -r service.txt -c development.txt $EXTRAS
+RUN /venv/bin/pip install --no-cache-dir --no-compile --disable-pip-version-check --quiet \
+        -r requirements.txt -c requirements-dev.txt $EXTRAS
 # What no process opens: sources of translations and of C code, types, the packages' own tests, installers, Redis'
 # command line. Of the languages English stays, LANGUAGE_CODE; the rest are a tenth of the image.
 RUN cd /venv/lib/python*/site-packages \

@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+#: When each file says that what it lists is installed: the service, and what its tests and checks need.
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-slow test-engines lint format faults fuzz audit-dependencies bench docker-test clean
+.PHONY: help up demo test test-slow test-engines lint format faults fuzz audit-dependencies bench docker-test test-bare clean
 
 help: ## list what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -17,53 +19,64 @@ up: $(READY) ## run the whole service here: API, worker, broker, Flower
 demo: $(READY) ## publish 5,000 events, 1,000 of them duplicates, to a service of its own and prove the books
 	@$(BIN)/python manage.py demo
 
-test: $(READY) ## run the tests
+test: $(READY_DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
-test-slow: $(READY) ## run the tests that take long, on a machine with nothing else to do
+test-slow: $(READY_DEV) ## run the tests that take long, on a machine with nothing else to do
 	@$(BIN)/python -m pytest -q -m slow --ignore=tests/pipeline tests
 
 test-engines: export TEST_DATABASE_URL ?= postgres://postgres@127.0.0.1:5432/postgres
-test-engines: $(READY) ## run the tests again on PostgreSQL, and the stack on PostgreSQL, RabbitMQ, Redis and sentinels
+test-engines: $(READY_DEV) ## run the tests again on PostgreSQL, and the stack on PostgreSQL, RabbitMQ, Redis and sentinels
 	@if $(BIN)/python -c 'import os, psycopg; psycopg.connect(os.environ["TEST_DATABASE_URL"], connect_timeout=3)' 2>/dev/null; \
 	then $(BIN)/python -m pytest -n 2 --dist loadgroup -q --ignore=tests/faults --ignore=tests/pipeline \
 		--ignore=tests/browser tests; \
 	else echo "Skipped: the tests on PostgreSQL. TEST_DATABASE_URL ($(TEST_DATABASE_URL)) names none that answers."; fi
 	@env -u TEST_DATABASE_URL $(BIN)/python -m pytest -q -m "slow or not slow" tests/pipeline
 
-lint: $(READY) ## check style, types and migrations
+lint: $(READY_DEV) ## check style, types and migrations
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python manage.py makemigrations --check --dry-run -v 0
 
-format: $(READY) ## write the code in the project's style
+format: $(READY_DEV) ## write the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-faults: $(READY) ## break the service for ten minutes under load, and prove that nothing is lost
+faults: $(READY_DEV) ## break the service for ten minutes under load, and prove that nothing is lost
 	@$(BIN)/python -m tests.faults
 
-fuzz: $(READY) ## make up 10,000 requests, good and bad, and check every answer against /schema
+fuzz: $(READY_DEV) ## make up 10,000 requests, good and bad, and check every answer against /schema
 	@DJANGO_SETTINGS_MODULE=tests.settings $(BIN)/python -m tests.test_fuzz 10000
 
-audit-dependencies: $(READY) ## look for known vulnerabilities in what is installed; asks PyPI
+audit-dependencies: $(READY_DEV) ## look for known vulnerabilities in what is installed; asks PyPI
 	@$(BIN)/pip-audit --local --strict --progress-spinner off
 
-bench: $(READY) ## measure the service against what the machine can do
+bench: $(READY_DEV) ## measure the service against what the machine can do
 	@$(BIN)/python -m bench
 
 docker-test: ## build the image, run it alone and by both Compose files, break parts, check the books; needs Docker
 	@$(PYTHON) -m tests.docker
 
+test-bare: ## run the tests in a container that has Python, make and git, and a user without root; needs Docker
+	@$(PYTHON) -m tests.docker.bare
+
 clean: ## remove what was set up here; data/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# In a terminal pip shows how far it is.
+PIP = $(BIN)/pip install --disable-pip-version-check $$(test -t 1 || echo --quiet)
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 …" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 		|| { echo "Python's venv module is missing; on Debian and Ubuntu the package python3-venv has it." >&2; exit 1; }
-	@echo "Installing into $(VENV) (once) …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing what the service needs into $(VENV) (once, a minute) …"
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(READY_DEV): requirements-dev.txt $(READY)
+	@echo "Installing what the tests and checks need into $(VENV) (once, a minute) …"
+	@$(PIP) -r requirements.txt -r requirements-dev.txt
 	@touch $@

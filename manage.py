@@ -12,8 +12,15 @@ def main() -> None:
 
         options_into_environment(sys.argv[2:])
     from django.core.management import execute_from_command_line
+    from django.db import DatabaseError
 
-    execute_from_command_line(sys.argv)
+    try:
+        execute_from_command_line(sys.argv)
+    except DatabaseError as error:
+        # One that is away, full, or may not be written is for the operator, who has no use for our stack.
+        if "--traceback" in sys.argv:
+            raise
+        sys.exit(f"The database cannot be used: {error}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import MutableMapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import environ
 
@@ -87,6 +87,10 @@ class Environment:
         if not known:
             self._note_url(name, value, schemes)
             return default
+        if "#" in value:
+            # What follows it is no part of the address, so a path or a password would be cut off there.
+            self._note(name, value.split(":", 1)[0] + ":…", "a URL in which a # is written as %23")
+            return default
         return value
 
     def networks(self, name: str) -> list[str]:
@@ -106,14 +110,24 @@ class Environment:
             return ""
         return value
 
-    def database(self, name: str, default: str, schemes: Sequence[str]) -> dict[str, Any]:
-        """Django's settings for the database a URL names."""
-        url = self.url(name, default, schemes)
+    def database(self, name: str, default: dict[str, Any], schemes: Sequence[str]) -> dict[str, Any]:
+        """Django's settings for the database a URL names; the default where it names none."""
+        url = self.url(name, "", schemes)
+        if not url:
+            return default
+        parts = urlsplit(url)
+        if parts.scheme == "sqlite" and (parts.netloc or parts.query or not parts.path.strip("/")):
+            self._note(name, url, "sqlite:/// and the absolute path of a file, with a ? in it written as %3F")
+            return default
         try:
-            return dict(self._env.db_url_config(url))
+            found = dict(self._env.db_url_config(url))
         except ValueError:
             self._note_url(name, url, schemes)
-            return dict(self._env.db_url_config(default))
+            return default
+        if parts.scheme == "sqlite":
+            # django-environ would make a blank of a +, as in a form.
+            found["NAME"] = unquote(parts.path.removeprefix("/"))
+        return found
 
     def _note_url(self, name: str, value: str, schemes: Sequence[str]) -> None:
         wanted = "a URL that starts with " + " or ".join(scheme + "://" for scheme in schemes)

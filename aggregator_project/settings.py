@@ -1,5 +1,6 @@
 """Every setting of the service, each from one environment variable. README.md has the same list for operators."""
 
+import os
 import secrets
 import ssl
 import tempfile
@@ -8,7 +9,7 @@ from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from celery.schedules import crontab
 from django.templatetags.static import static
@@ -20,16 +21,26 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 ENVIRONMENT = environment = Environment()
 
+# What a process writes is for its owner: payloads are in the database, in backups and in the broker's files. Every part
+# and every command loads this module first.
+os.umask(0o077)
+
 # --- Where things live ------------------------------------------------------------------------------------------------
 
 #: Folder for everything this installation writes: SQLite file, embedded broker, generated secret key.
 DATA_DIR = Path(environment.text("DATA_DIR", str(BASE_DIR / "data"))).absolute()
+if "\n" in str(DATA_DIR) or "\r" in str(DATA_DIR):
+    # supervisord's configuration has one setting a line.
+    environment.mistakes.append("DATA_DIR has a line break in it; name a folder without one")
 
 #: SQLite in DATA_DIR when unset; PostgreSQL with postgres://user:password@host:5432/name. What libpq knows can follow:
 #: ?sslmode=verify-full&sslrootcert=/path/ca.pem
 DATABASES: dict[str, dict[str, Any]] = {
     "default": environment.database(
-        "DATABASE_URL", f"sqlite:///{DATA_DIR / 'aggregator.sqlite3'}", ["sqlite", "postgres", "postgresql"]
+        "DATABASE_URL",
+        # Not as a URL: in one, a #, a ? or a %41 of the path would mean something else.
+        {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "aggregator.sqlite3")},
+        ["sqlite", "postgres", "postgresql"],
     )
 }
 
@@ -39,11 +50,12 @@ SQLITE_SYNCHRONOUS = environment.choice("SQLITE_SYNCHRONOUS", "FULL", ["FULL", "
 #: Seconds a statement waits for SQLite's one writer lock before the publisher gets a 503.
 SQLITE_BUSY_SECONDS = environment.whole("SQLITE_BUSY_SECONDS", 5, minimum=1, maximum=60)
 
-# sun_path holds 104 bytes on macOS and 108 on Linux: a deep DATA_DIR gets a short name elsewhere instead. Not where
+# sun_path holds 104 bytes on macOS and 108 on Linux, and the path stands in a URL, which kombu unquotes and Flower does
+# not: a DATA_DIR that is deep, or has a blank or a # in it, gets a short and plain name elsewhere instead. Not where
 # TMPDIR says, which can be as deep, and need not be the same for all who look for the broker.
 _socket = DATA_DIR / "broker.sock"
-if len(str(_socket)) > 100:
-    _socket = Path("/tmp") / f"aggregator-{sha256(str(DATA_DIR).encode()).hexdigest()[:16]}.sock"  # noqa: S108
+if len(os.fsencode(_socket)) > 100 or quote(os.fsencode(_socket)) != str(_socket):
+    _socket = Path("/tmp") / f"aggregator-{sha256(os.fsencode(DATA_DIR)).hexdigest()[:16]}.sock"  # noqa: S108
 
 #: Unix socket of the broker that `manage.py up` starts when CELERY_BROKER_URL is unset.
 EMBEDDED_BROKER_SOCKET = str(_socket)

@@ -6,6 +6,7 @@ In go the settings; out comes the command that becomes the supervisor (supervise
 import argparse
 import ipaddress
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -168,19 +169,23 @@ def supervisor_command() -> list[str]:
     folder.mkdir(mode=0o700, exist_ok=True)
     file = folder / "supervisord.conf"
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as opened:
-        _configuration(parts(), folder).write(opened)
+        _configuration(parts()).write(opened)
     # -P: this folder holds a celery.py and a gunicorn.py, which must not be taken for the libraries.
     return [sys.executable, "-P", str(_HERE / "supervise.py"), str(file)]
 
 
-def _configuration(parts: Sequence[Part], folder: Path) -> RawConfigParser:
+def _configuration(parts: Sequence[Part]) -> RawConfigParser:
     """supervisord's configuration (http://supervisord.org/configuration.html)."""
     configuration = RawConfigParser()
     configuration["supervisord"] = {
         "nodaemon": "true",
         "loglevel": "warn",
-        "pidfile": _escaped(str(folder / "supervisord.pid")),
+        # Beside this configuration. A path of its own would have to do without " ;" and " #", which begin comments.
+        "pidfile": "%(here)s/supervisord.pid",
+        # Nothing is written there. The default is TMPDIR, in which it would expand a %.
+        "childlogdir": "%(here)s",
         "nocleanup": "true",
+        "umask": "077",
         # What it makes sure it may have; its own numbers are more than a small container allows.
         "minfds": "256",
         "minprocs": "32",
@@ -188,7 +193,6 @@ def _configuration(parts: Sequence[Part], folder: Path) -> RawConfigParser:
     for part in parts:
         configuration[f"program:{part.name}"] = {
             "command": _escaped(shlex.join(tethered(part.command))),
-            "directory": _escaped(str(settings.BASE_DIR)),
             "environment": f'PART="{part.name}"',
             "priority": str(part.priority),
             "autorestart": "true",
@@ -215,5 +219,9 @@ def _configuration(parts: Sequence[Part], folder: Path) -> RawConfigParser:
 
 
 def _escaped(text: str) -> str:
-    """supervisord expands %(…)s in its configuration."""
-    return text.replace("%", "%%")
+    """A command as it stands in supervisord's configuration.
+
+    supervisord expands %(…)s, and takes a ; or a # behind a blank for the beginning of a comment. In a command such a
+    blank stands between single quotes, so they can end and begin again behind it.
+    """
+    return re.sub(r"(?<=\s)(?=[;#])", "''", text.replace("%", "%%"))

@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register, run_checks
 
-from aggregator_project import reporting
+from aggregator_project import private, reporting
 from aggregator_project.doors import open_doors
 
 #: The tag of what has to be right for a part to start. Django's own checks are about code; `manage.py check` runs them.
@@ -28,14 +28,17 @@ def check_data_folder(**_: Any) -> list[CheckMessage]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return [Error(f"DATA_DIR {folder} cannot be made: {error.strerror}", hint="Set DATA_DIR.", id="events.E002")]
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return [
-            Error(
-                f"DATA_DIR {folder} cannot be written by user {os.getuid()}",
-                hint="Give that user the folder, or set DATA_DIR to another one.",
-                id="events.E002",
-            )
-        ]
+    # Also what is in it: whoever ran a command there as another user owns some of it now.
+    for path in (folder, *private.paths(folder)):
+        if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
+            name = f"DATA_DIR {folder}" if path == folder else f"{path} in DATA_DIR"
+            return [
+                Error(
+                    f"{name} cannot be written by user {os.getuid()}",
+                    hint="Give that user the folder and all that is in it, or set DATA_DIR to another one.",
+                    id="events.E002",
+                )
+            ]
     return []
 
 

@@ -64,13 +64,15 @@ class Report:
 
 
 class Database(checks.Database):
-    """django-health-check's, with our time-out."""
+    """django-health-check's, with our time-out. It must take writes as well."""
 
     timeout = _TIMEOUT
 
     def run(self) -> None:
         try:
             super().run()
+            if refusal := state.read_only():
+                raise ServiceUnavailable(refusal)
         finally:
             connection.close()
 

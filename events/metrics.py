@@ -4,12 +4,14 @@ The counts lie in files in DATA_DIR/run/metrics that prometheus_client maps into
 and the kernel keeps it when the process is killed. A process takes the lowest number that no living one has, and goes
 on where the last one with that number stopped. So there are as many files as there ever were processes at once, however
 often they were started; counters never fall; and parts that share the folder share the numbers, in containers as well,
-where process ids mean nothing to each other.
+where process ids mean nothing to each other. A process for whose files the disk has no room counts in memory, for
+nobody to see.
 """
 
 import fcntl
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,23 @@ class _Number:
     process = 0
     number = 0
     lock = -1
+    #: Whether the files have their place on the disk. Else the process counts in memory, and nobody sees its counts.
+    has_files = False
 
 
 def _number() -> int:
     if _Number.process != os.getpid():
         _Number.process = os.getpid()
-        _take_number()
+        try:
+            _take_number()
+            _Number.has_files = True
+        except OSError as error:
+            _Number.number, _Number.has_files = -os.getpid(), False
+            # Of a DATA_DIR that cannot be written a system check tells (checks.py), and nothing starts.
+            if os.access(settings.DATA_DIR, os.W_OK | os.X_OK):
+                log.warning(
+                    "/metrics does not show what this process counts, as %s cannot be written: %s", FOLDER, error
+                )
     return _Number.number
 
 
@@ -53,24 +66,51 @@ def _take_number() -> None:
             os.close(lock)
             number += 1
             continue
-        _Number.number, _Number.lock = number, lock
+        break
+    try:
         for file in FOLDER.glob(f"*_{number}.db"):
             if not readable(file):
                 file.unlink()
         for kind in ("counter", "histogram"):
             _reserve(FOLDER / f"{kind}_{number}.db")
-        return
+    except OSError:
+        os.close(lock)
+        raise
+    _Number.number, _Number.lock = number, lock
 
 
 def _reserve(file: Path) -> None:
-    """Gives the file its place on the disk: one with holes, written through memory, ends its process on a full disk."""
-    if not hasattr(os, "posix_fallocate"):  # macOS
-        return
+    """Gives the file its place on the disk.
+
+    A file with holes that is written through memory ends its process with SIGBUS where the disk is full.
+
+    Raises:
+        OSError: the disk has no place for it.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        with file.open("ab") as opened:
-            os.posix_fallocate(opened.fileno(), 0, RESERVED_BYTES)
-    except OSError as error:
-        log.warning("no place for the counts in %s: %s", file, error)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
+    except OSError:
+        if not os.pread(descriptor, 1, 0).strip(b"\0"):
+            file.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+class _Counts(MmapedDict):
+    """What prometheus_client keeps counts in: a file that it maps into memory, or memory alone without one."""
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if _Number.has_files:
+            super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+            return
+        memory = os.memfd_create("counts", os.MFD_CLOEXEC)
+        try:
+            super().__init__(f"/dev/fd/{memory}")  # type: ignore[no-untyped-call]
+        finally:
+            os.close(memory)
 
 
 def readable(file: Path) -> bool:
@@ -86,19 +126,15 @@ def readable(file: Path) -> bool:
     return True
 
 
-#: Holds the counts of this process alone, where the folder cannot be written; else it only knows their names.
+#: Knows the names of the counts; the values are those of this process.
 INSTRUMENTS = CollectorRegistry()
 
-#: Whether all processes count together.
-SHARED = True
-try:
+with suppress(OSError):  # _number() says it
     FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(FOLDER)
-    # What prometheus_client does itself where that variable is set when it is imported, but with numbers of ours.
-    values.ValueClass = values.MultiProcessValue(process_identifier=_number)
-except OSError as _error:
-    SHARED = False
-    log.warning("%s cannot be used, so /metrics knows one process only: %s", FOLDER, _error)
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(FOLDER)
+# What prometheus_client does itself where that variable is set when it is imported, but with numbers of ours.
+values.MmapedDict = _Counts  # type: ignore[attr-defined]
+values.ValueClass = values.MultiProcessValue(process_identifier=_number)
 
 #: Requests by the view that answered and the status it answered with; until the first byte of a stream.
 REQUEST_SECONDS = Histogram(

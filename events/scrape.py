@@ -1,8 +1,9 @@
 """What /metrics says: the books and the state of the parts as they are, and what all processes counted (metrics.py)."""
 
+import os
 from collections.abc import Iterator
 
-from django.db import DatabaseError, InterfaceError
+from django.db import DatabaseError, InterfaceError, connection
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -16,6 +17,7 @@ def scrape() -> bytes:
     registry = CollectorRegistry()
     registry.register(_Books())
     registry.register(_Parts())
+    registry.register(_WriteAheadLog())
     registry.register(_Counted())
     return generate_latest(registry)
 
@@ -54,13 +56,23 @@ class _Parts:
         yield up
 
 
+class _WriteAheadLog:
+    """SQLite's: it grows where a reader or a backup holds back its checkpoints. PostgreSQL's is not ours to watch."""
+
+    def collect(self) -> Iterator[Metric]:
+        if connection.vendor != "sqlite":
+            return
+        try:
+            size = os.stat(f"{connection.settings_dict['NAME']}-wal").st_size
+        except OSError:
+            size = 0
+        yield GaugeMetricFamily("aggregator_sqlite_wal_bytes", "Size of SQLite's write-ahead log.", size)
+
+
 class _Counted:
     """The files of all processes, those of the dead among them."""
 
     def collect(self) -> Iterator[Metric]:
-        if not metrics.SHARED:
-            yield from metrics.INSTRUMENTS.collect()
-            return
         files = sorted(metrics.FOLDER.glob("*.db"))
         try:
             merged = MultiProcessCollector.merge(map(str, files))

@@ -1,12 +1,14 @@
 """Copies an installation from SQLite into PostgreSQL: every row with its number, in slices, so that it can go on.
 
-Large tables only ever grow at their end, so what is there already is a beginning of the source, or it is not ours. The
-small ones, counters and accounts among them, are copied in one transaction at the end. Nothing may write meanwhile.
+What an earlier run has copied of the large tables is compared row by row: it must be what the source holds now, or the
+target is refused. The small tables, API keys, counters and accounts among them, are copied whole in one transaction at
+the end, so a key that was revoked since an earlier run is revoked. Nothing may write meanwhile.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from django.apps import apps
@@ -17,7 +19,7 @@ from django.db.models import Max
 from events.models import ApiKey, Batch, Duplicate, Event, Heartbeat
 
 #: Copied in slices, and gone on with; each behind those that it refers to.
-LARGE: tuple[type[models.Model], ...] = (ApiKey, Batch, Event, Duplicate)
+LARGE: tuple[type[models.Model], ...] = (Batch, Event, Duplicate)
 #: Who is there and who is logged in: both begin anew.
 LEFT_OUT: tuple[type[models.Model], ...] = (Heartbeat, Session)
 #: Rows of a transaction; bodies of pending batches may have ten megabytes each, and one row is in memory at a time.
@@ -27,7 +29,7 @@ FETCH_ROWS = 100
 
 
 class NotOurs(Exception):
-    """The target holds rows that the source does not."""
+    """The target holds rows that the source does not, or no longer."""
 
 
 class Changed(Exception):
@@ -55,14 +57,19 @@ def transfer(source: str, target: str) -> Iterator[Progress]:
         django.db.DatabaseError: a database is away or full.
     """
     before = _version(source)
+    _copy_missing_keys(source, target)
     for model in LARGE:
         _refuse_strangers(model, source, target)
     for model in LARGE:
         yield from _copy_large(model, source, target)
     small = [model for model in _in_order() if model not in (*LARGE, *LEFT_OUT)]
     with transaction.atomic(using=target):
-        for model in reversed(small):
-            model._base_manager.using(target).all().delete()
+        # Not by the ORM, which would refuse to delete keys that batches refer to: all of them come back at once, and
+        # foreign keys are checked at the end of the transaction.
+        with connections[target].cursor() as cursor:
+            for model in small:
+                table = connections[target].ops.quote_name(model._meta.db_table)
+                cursor.execute(f"DELETE FROM {table}")  # noqa: S608 (a name of ours)
         for model in small:
             yield _copy_small(model, source, target)
         _set_sequences([*LARGE, *small], source, target)
@@ -77,14 +84,23 @@ def _version(using: str) -> int:
         return int(cursor.fetchone()[0])
 
 
+def _copy_missing_keys(source: str, target: str) -> None:
+    """Copies the API keys that batches refer to, as far as they are not there; what they open is copied at the end."""
+    here, there = ({key.pk: key for key in ApiKey.objects.using(using)} for using in (source, target))
+    if any(pk not in here or here[pk].hashed_key != key.hashed_key for pk, key in there.items()):
+        raise NotOurs(ApiKey._meta.db_table)
+    ApiKey.objects.using(target).bulk_create(key for pk, key in here.items() if pk not in there)
+
+
 def _refuse_strangers(model: type[models.Model], source: str, target: str) -> None:
+    """Reads everything that is there: a row may have been changed or deleted in the source since it was copied."""
     there = model._base_manager.using(target)
     last = there.aggregate(last=Max("pk"))["last"]
     if last is None:
         return
     here = model._base_manager.using(source).filter(pk__lte=last)
-    same_last = list(here.filter(pk=last).values()) == list(there.filter(pk=last).values())
-    if not same_last or here.count() != there.count():
+    rows = (side.order_by("pk").values_list().iterator(FETCH_ROWS) for side in (here, there))
+    if any(row != copied for row, copied in zip_longest(*rows)):
         raise NotOurs(model._meta.db_table)
 
 

@@ -40,6 +40,7 @@ def test_it_proves_its_numbers_and_leaves_nothing_behind(tmp_path: Path) -> None
     assert "│unique│4,000│4,000│ok│" in rows
     assert "│droppedasduplicates│1,000│1,000│ok│" in rows
     assert "The books are right" in output
+    assert output.splitlines()[-1] == "Now run it yourself: make up"
     assert not elsewhere.exists()
     assert list(tmp_path.iterdir()) == []
 

@@ -46,7 +46,7 @@ def test_unset_and_empty_are_the_default(
     assert environment.choice("X", "b", ["a", "b"]) == "b"
     assert environment.words("X", ["a"]) == ["a"]
     assert environment.url("X", "redis://a", ["redis"]) == "redis://a"
-    assert environment.database("X", "sqlite:////a", ["sqlite"])["NAME"] == "/a"
+    assert environment.database("X", {"NAME": "/a"}, ["sqlite"]) == {"NAME": "/a"}
     assert environment.mistakes == []
 
 
@@ -115,12 +115,26 @@ def test_a_url_that_cannot_be_meant_is_a_mistake(
     assert "must be a URL that starts with redis://" in mistake
 
 
-@pytest.mark.parametrize("value", ["postgres://h:port/x", "postgres://[::1/x", "oracle://h/x"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "postgres://h:port/x",
+        "postgres://[::1/x",
+        "oracle://h/x",
+        # Of these only a part would be taken for the path.
+        "sqlite:////a#1",
+        "sqlite:////a?1",
+        "sqlite://a/b",
+        "sqlite://",
+        "sqlite://:memory:",
+        "postgres://u:pass#word@h/x",
+    ],
+)
 def test_a_database_that_cannot_be_read_is_a_mistake(
     value: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(monkeypatch, value)
-    assert environment.database("X", "sqlite:////a", ["sqlite", "postgres"])["NAME"] == "/a"
+    assert environment.database("X", {"NAME": "/a"}, ["sqlite", "postgres"]) == {"NAME": "/a"}
     [mistake] = environment.mistakes
     assert mistake.startswith("X is ")
 
@@ -128,8 +142,27 @@ def test_a_database_that_cannot_be_read_is_a_mistake(
 @pytest.mark.parametrize("value", ["mysql://user:secret@h/x", "postgres://user:secret@h:port/x"])
 def test_a_password_is_not_repeated(value: str, environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, value)
-    environment.database("X", "sqlite:////a", ["sqlite", "postgres"])
+    environment.database("X", {}, ["sqlite", "postgres"])
     assert "secret" not in environment.mistakes[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ("sqlite:////a/b.sqlite3", "/a/b.sqlite3"),
+        ("sqlite:////a%231/b%3F", "/a#1/b?"),
+        ("sqlite:////a+b", "/a+b"),
+        ("sqlite:////a%2541", "/a%41"),
+        ("sqlite:////%C3%BC;,", "/ü;,"),
+        ("sqlite:///a b", "a b"),
+    ],
+)
+def test_the_path_of_a_sqlite_url_is_unquoted(
+    value: str, path: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, value)
+    assert environment.database("X", {}, ["sqlite"])["NAME"] == path
+    assert environment.mistakes == []
 
 
 # --- All of them ------------------------------------------------------------------------------------------------------
@@ -197,7 +230,8 @@ def test_a_data_folder_that_cannot_be_is_said_in_a_line(below: str, tmp_path: Pa
     ended = start(folder, "-c", "import aggregator_project.wsgi")
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.splitlines()[-1].startswith(f"DATA_DIR {folder} cannot be made: ")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"DATA_DIR {folder} cannot be made: ")
 
 
 def test_a_data_folder_that_may_not_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,10 +241,108 @@ def test_a_data_folder_that_may_not_be_written_is_an_error(tmp_path: Path, monke
     assert f"DATA_DIR {tmp_path} cannot be written" in error.msg
 
 
+@pytest.mark.parametrize("name", ["run", "run/up.lock", "secret-key", "aggregator.sqlite3-wal", "broker"])
+def test_what_another_user_left_in_it_is_an_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.touch()
+    # What is not the service's is nobody's business.
+    (tmp_path / "lost+found").touch()
+    monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
+    monkeypatch.setattr(checks.os, "access", lambda path, _: path not in (foreign, tmp_path / "lost+found"))
+    [error] = checks.check_data_folder()
+    assert error.msg == f"{foreign} in DATA_DIR cannot be written by user {os.getuid()}"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write whatever the mode says")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_data_folder_that_may_not_be_written_is_said_in_a_line(mode: int, tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(mode)
+    ended = start(folder, "-c", "import aggregator_project.wsgi")
+    folder.chmod(0o700)
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"DATA_DIR {folder} cannot be written by user {os.getuid()}")
+
+
+def readable_by_others(folder: Path) -> list[str]:
+    return [path.name for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
+
+
+def test_what_is_written_is_for_its_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    usual = os.umask(0o022)
+    try:
+        for command in (["prepare"], ["backup", str(folder / "copy")]):
+            ended = start(folder, "manage.py", *command)
+            assert ended.returncode == 0, ended.stderr
+    finally:
+        os.umask(usual)
+    assert (folder / "copy").exists()
+    assert readable_by_others(folder) == []
+
+
+def test_an_installation_that_others_may_read_is_closed_at_the_start(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    assert start(folder, "manage.py", "prepare").returncode == 0
+    (folder / "lost+found").mkdir(mode=0o755)
+    (folder / "lost+found").chmod(0o755)
+    for path in (folder / "aggregator.sqlite3", folder / "secret-key"):
+        path.chmod(0o644)
+    (folder / "run").chmod(0o755)
+    assert start(folder, "manage.py", "prepare").returncode == 0
+    assert readable_by_others(folder) == ["lost+found"]
+
+
 def test_a_data_folder_that_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "DATA_DIR", tmp_path / "a" / "b")
     assert checks.check_data_folder() == []
     assert (tmp_path / "a" / "b").is_dir()
+
+
+#: Names of folders that would mean something else in a URL, a shell or a configuration file.
+ODD_NAMES = [
+    "#1", "?1", "%41%(here)s", "a b+&c=d", " ;x #y,z", "\"'`$HOME`\\", "ü€😀@:[~{}",
+    b"\xff".decode(errors="surrogateescape"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_data_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / f"a{name}b"
+    show = (
+        "import os, sys, django, kombu, redis; django.setup(); from django.conf import settings;"
+        "from django.core.cache import cache; from urllib.parse import urlsplit; from django.db import connection;"
+        "connection.cursor().execute('CREATE TABLE t (x)');"
+        "socket = settings.EMBEDDED_BROKER_SOCKET;"
+        "channel = kombu.Connection(settings.CELERY_BROKER_URL).channel;"
+        "path = kombu.utils.url.url_to_parts(kombu.Connection(settings.CELERY_BROKER_URL).hostname).path;"
+        "assert '/' + path == socket, path;"
+        # As Flower reads it.
+        "assert urlsplit(settings.CELERY_BROKER_URL).path == socket;"
+        "assert cache._cache.get_client().connection_pool.connection_kwargs['path'] == socket;"
+        "assert len(os.fsencode(socket)) <= 100;"
+        "print(socket)"
+    )
+    done = start(folder, "-c", show, DJANGO_SETTINGS_MODULE="aggregator_project.settings")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "aggregator.sqlite3").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_folders_that_differ_have_databases_and_brokers_of_their_own(tmp_path: Path) -> None:
+    show = "from aggregator_project import settings as s; print(s.DATABASES['default']['NAME'], s.CELERY_BROKER_URL)"
+    folders = [tmp_path / f"a{name}" for name in ("", "#1", "#2", "?1", "%41", "A")]
+    folders += [tmp_path / f"{'deep/' * 20}{name}" for name in ("x", "y")]
+    assert len({start(folder, "-c", show).stdout for folder in folders}) == len(folders)
+
+
+def test_a_data_folder_with_a_line_break_is_a_mistake(tmp_path: Path) -> None:
+    ended = start(tmp_path / "a\nb", "-c", "import aggregator_project.wsgi")
+    assert ended.returncode == 2
+    assert ended.stderr == "DATA_DIR has a line break in it; name a folder without one\n"
 
 
 def test_the_secret_key_is_made_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.cache import cache
+from django.db import connection, connections
 from django.test import Client
 from django.utils import timezone
 
@@ -67,6 +69,36 @@ def test_what_is_down_is_named(part: str, client: Client, monkeypatch: pytest.Mo
     status, answer = ask(client)
     assert (status, answer["status"], answer["down"]) == (503, "unavailable", [part])
     assert answer["parts"][part]["detail"]
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="of PostgreSQL")
+@pytest.mark.usefixtures("parts")
+def test_a_postgresql_that_is_read_only_is_not_ready(client: Client) -> None:
+    """As a standby is, and a server that was set so."""
+    options = connections.settings["default"]["OPTIONS"]
+    usual = options["options"]
+    options["options"] = f"{usual} -c default_transaction_read_only=on"
+    try:
+        status, answer = ask(client)
+    finally:
+        options["options"] = usual
+    assert (status, answer["down"]) == (503, ["database"])
+    assert "read-only" in answer["parts"]["database"]["detail"]
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="of SQLite")
+@pytest.mark.parametrize("which", ["file", "folder"])
+@pytest.mark.usefixtures("parts")
+def test_a_sqlite_file_that_is_read_only_is_not_ready(
+    which: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(connection.settings_dict["NAME"])
+    closed = file if which == "file" else file.parent
+    # Root may write whatever the mode says.
+    monkeypatch.setattr(state.os, "access", lambda path, mode: Path(path) != closed)
+    status, answer = ask(client)
+    assert (status, answer["down"]) == (503, ["database"])
+    assert answer["parts"]["database"]["detail"] == f"{closed} is read-only"
 
 
 @pytest.mark.usefixtures("parts")

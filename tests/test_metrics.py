@@ -101,6 +101,22 @@ def test_what_is_not_well_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [now()[f"aggregator_up part={name}"] for name in ("worker", "beat", "x")] == [0, 0, 1]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_the_size_of_sqlites_log_is_told(publish: Publish) -> None:
+    if connection.vendor != "sqlite":
+        assert "aggregator_sqlite_wal_bytes" not in now()
+        return
+    publish(event())
+    file = Path(f"{connection.settings_dict['NAME']}-wal")
+    assert now()["aggregator_sqlite_wal_bytes"] == file.stat().st_size > 0
+    # It is gone when the last connection closes in order.
+    connection.settings_dict["NAME"], usual = str(file) + " elsewhere", connection.settings_dict["NAME"]
+    try:
+        assert samples(scrape.generate_latest(scrape._WriteAheadLog())) == {"aggregator_sqlite_wal_bytes": 0}
+    finally:
+        connection.settings_dict["NAME"] = usual
+
+
 # --- What is counted --------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +293,44 @@ def test_a_file_that_is_broken_is_left_out_and_begun_again(tmp_path: Path, monke
     after = Counter(tmp_path, 2)
     assert counted(tmp_path, monkeypatch) == 5
     after.end()
+
+
+NO_ROOM = """
+import errno, os, pathlib, sys
+from django.conf import settings
+settings.configure(DATA_DIR=pathlib.Path(sys.argv[1]))
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+os.posix_fallocate = full
+from events import metrics
+metrics.RING_SENT.inc()
+child = os.fork()
+metrics.RING_SENT.inc()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    mapped = pathlib.Path("/proc/self/maps").read_text()
+    assert str(metrics.FOLDER) not in mapped, mapped
+    [ring] = metrics.RINGS.collect()
+    print([sample.value for sample in ring.samples if sample.labels == {"result": "sent"}][0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/maps")
+def test_a_process_for_whose_counts_the_disk_has_no_room_counts_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with holes that is mapped would end it with SIGBUS."""
+    Counter(tmp_path, 3).end()
+    with_counts = tmp_path / "run" / "metrics" / "counter_0.db"
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, str(tmp_path)], cwd=settings.BASE_DIR, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == 2
+    assert "No space left on device" in done.stderr
+    # Nothing was left of the try, and nothing was taken from what others have counted.
+    assert {file.name for file in with_counts.parent.glob("*.db")} == {"counter_0.db", "histogram_0.db"}
+    assert counted(tmp_path, monkeypatch) == 3
 
 
 # --- Dashboard and alerts ---------------------------------------------------------------------------------------------

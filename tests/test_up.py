@@ -5,11 +5,12 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from django.conf import settings
 from pytest_django import Settings
 
 from aggregator_project import stack, supervise
+from tests.faults.service import manage
 
 pytestmark = pytest.mark.xdist_group("stack")
 
@@ -58,7 +60,13 @@ class Up:
         command += ["--port", str(self.port), "--flower-port", str(self.flower_port), *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                umask=0o022,
             )
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
 
@@ -184,6 +192,15 @@ def test_what_is_published_is_stored(running: Up) -> None:
     until(lambda: running.is_stored("stored"), "the event is stored")
 
 
+def test_what_it_writes_is_for_its_owner(running: Up) -> None:
+    """Whatever the umask of the shell says; payloads are in the database, its log and the broker's files."""
+    data = running.folder / "data"
+    until(lambda: list(data.glob("beat-schedule*")), "beat has begun")
+    written = [path for path in (data, *data.rglob("*")) if path.exists()]
+    assert {"aggregator.sqlite3", "aggregator.sqlite3-wal", "aggregator.sqlite3-shm"} <= {path.name for path in written}
+    assert {path.name: oct(path.stat().st_mode) for path in written if path.stat().st_mode & 0o077} == {}
+
+
 def test_flower_sees_the_tasks(running: Up) -> None:
     """Its metrics say the same as its pages, and need no log-in."""
     url = f"http://127.0.0.1:{running.flower_port}/metrics"
@@ -279,6 +296,22 @@ def test_killing_the_supervisor_leaves_nothing_and_the_next_start_is_like_any(tm
         # The terminal it runs in is closed.
         second.process.send_signal(signal.SIGHUP)
         assert second.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("name", ["a #1 ;x, %41 %(here)s?", "ü 'q' \"Q\" $HOME `x` \\"])
+def test_a_data_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    """Paths are not URLs, nor lines of a configuration."""
+    with Up(tmp_path / name) as running:
+        running.publish("stored")
+        until(lambda: running.is_stored("stored"), "the event is stored")
+        assert running.http.get("/health/ready").json()["parts"]["broker"]["state"] == "ok"
+        assert running.part("broker") is not None
+        backup = tmp_path / f"{name} copy"
+        done = manage(running.folder / "data", "backup", str(backup))
+        assert done.returncode == 0, done.stderr
+        with closing(sqlite3.connect(backup)) as copy:
+            assert copy.execute("SELECT event_id FROM events_event").fetchall() == [("stored",)]
+    assert {path.name for path in tmp_path.iterdir()} == {name, backup.name}
 
 
 def test_the_option_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

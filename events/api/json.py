@@ -31,6 +31,9 @@ class ContentNegotiation(DefaultContentNegotiation):
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
         renderers = list(renderers)
+        if request.method == "OPTIONS":
+            # What a view says of itself is no page.
+            return JSONRenderer(), JSONRenderer.media_type
         if len(renderers) == 1:
             return renderers[0], str(renderers[0].media_type)
         chosen: tuple[BaseRenderer, str] = super().select_renderer(request, renderers, format_suffix)

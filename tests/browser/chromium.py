@@ -1,9 +1,13 @@
 """Opens the browser: Chromium as the system's packages install it, or the one that Playwright brought."""
 
+import os
 import shutil
 from pathlib import Path
 
 from playwright.sync_api import Browser, Playwright
+
+#: The program's names in the system's packages.
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 #: No calls home: what the pages ask for is what a test counts.
 ARGUMENTS = (
@@ -17,9 +21,19 @@ ARGUMENTS = (
 )
 
 
+#: Where `playwright install chromium` puts it, on Linux and on macOS.
+FOLDERS = (Path.home() / ".cache" / "ms-playwright", Path.home() / "Library" / "Caches" / "ms-playwright")
+
+
+def may_be_installed() -> bool:
+    """Whether a Chromium may be here. Asks nothing of Playwright's driver, which does not run on every machine."""
+    folders = [Path(named)] if (named := os.environ.get("PLAYWRIGHT_BROWSERS_PATH")) else FOLDERS
+    return any(map(shutil.which, NAMES)) or any(any(folder.glob("chromium*")) for folder in folders)
+
+
 def executable(playwright: Playwright) -> str | None:
     """Where a Chromium is, None where there is none."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
+    for name in NAMES:
         if found := shutil.which(name):
             return found
     bundled = playwright.chromium.executable_path

@@ -1,24 +1,33 @@
 """One service and one browser for all tests here; every page is watched for errors and for calls to other hosts."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements.txt")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements-dev.txt")
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, sync_playwright
 
-from tests.browser.chromium import executable, launch
+from tests.browser.chromium import executable, launch, may_be_installed
 from tests.browser.service import Service, running
+
+NO_CHROMIUM = "There is no Chromium: install the system's package, or run `playwright install chromium`."
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
+    if not may_be_installed():
+        pytest.skip(NO_CHROMIUM)
+    with ExitStack() as stack:
+        try:
+            playwright = stack.enter_context(sync_playwright())
+        except (Error, OSError) as error:
+            pytest.skip(f"Playwright's driver does not run here: {error}")
         path = executable(playwright)
         if path is None:
-            pytest.skip("There is no Chromium: install the system's package, or run `playwright install chromium`.")
+            pytest.skip(NO_CHROMIUM)
         browser = launch(playwright, path)
         yield browser
         browser.close()

@@ -182,3 +182,54 @@ def test_it_does_not_start_on_a_file_that_is_no_database(tmp_path: Path) -> None
     assert ended.returncode != 0
     assert ended.stderr.splitlines() == [f"CommandError: The database {file} cannot be used: file is not a database"]
     assert file.read_bytes().startswith(b"my diary")
+
+
+# Runs as above: fills the disk of an installation, and prints what each command and part of the service came to there.
+_COMMANDS_ON_A_FULL_DISK = """
+import json, os, subprocess, sys
+disk = os.environ["DATA_DIR"]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+
+def run(*words):
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stderr
+
+assert run("manage.py", "migrate", "-v0")[0] == 0
+subprocess.run(["rm", "-r", disk + "/run"], check=True)
+with open(f"{disk}/filler", "wb", buffering=0) as filler:
+    try:
+        while filler.write(b"x" * 4096):
+            pass
+    except OSError:
+        pass
+count = "from events import metrics; metrics.RING_SENT.inc(); metrics.DRAIN_SECONDS.observe(1)"
+commands = [
+    ["audit"], ["prune"], ["backup", disk + "/copy"], ["apikey", "list"], ["apikey", "create", "x", "read"],
+    ["replay", "--all"], ["shell", "-v0", "-c", count],
+]
+print(json.dumps([[" ".join(words), *run("manage.py", *words)] for words in commands]))
+"""
+
+
+@pytest.mark.timeout(240)
+def test_commands_on_a_full_disk_say_so_in_a_line(
+    on_a_small_disk: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    ended = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", sys.executable, "-c", _COMMANDS_ON_A_FULL_DISK],
+        cwd=PROJECT,
+        env=environment(tmp_path, SECRET_KEY="x", CACHE_URL="locmem://", CELERY_BROKER_URL="redis://127.0.0.1:1/"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    outcomes = json.loads(ended.stdout)
+    *others, counting = outcomes
+    for command, code, said in others:
+        # Not by SIGBUS, which is a negative one.
+        assert (command, code) == (command, 1), said
+        assert "Traceback" not in said
+        assert "disk" in said.splitlines()[-1]
+    assert counting[1] == 0, counting[2]
+    assert "No space left on device" in counting[2]

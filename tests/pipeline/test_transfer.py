@@ -88,25 +88,102 @@ def test_numbers_go_on_also_where_retention_has_taken_the_last_rows(source: Path
     assert postgresql.rows("SELECT nextval('events_batch_id_seq')", url.rpartition("/")[2]) == [(12,)]
 
 
-def test_it_goes_on_where_it_was_interrupted(source: Path, postgresql: PostgreSQL) -> None:
-    url = postgresql.database()
-    interrupted = (
+def interrupt(source: Path, url: str, table: str, rows: int) -> None:
+    """Begins a transfer, and kills it when so many rows of a large table are there."""
+    script = (
         "from django.core.management import call_command; from events import transfer\n"
-        "transfer.SLICE_ROWS = 7; rows = 0\n"
+        "transfer.SLICE_ROWS = 7\n"
         "copy = transfer._copy_large\n"
         "def stop(model, *rest):\n"
         "    for progress in copy(model, *rest):\n"
         "        yield progress\n"
-        "        if model is transfer.Event and progress.rows >= 21: raise SystemExit(3)\n"
+        f"        if progress.table == '{table}' and progress.rows >= {rows}: raise SystemExit(3)\n"
         "transfer._copy_large = stop\n"
         f"call_command('transfer', to='{url}')\n"
     )
-    assert manage(source, "shell", "-c", interrupted).returncode == 3
+    assert manage(source, "shell", "-c", script).returncode == 3
+
+
+def test_it_goes_on_where_it_was_interrupted(source: Path, postgresql: PostgreSQL) -> None:
+    url = postgresql.database()
+    interrupt(source, url, "events_event", 21)
     name = url.rpartition("/")[2]
     assert postgresql.rows("SELECT count(*) FROM events_event", name) == [(21,)]
     done = manage(source, "transfer", "--to", url)
     assert done.returncode == 0, done.stderr + done.stdout
     assert listed(source) == listed(source, DATABASE_URL=url)
+
+
+#: What somebody does in the source between the interruption and the next run.
+SHOWN = """
+from django.contrib.auth import get_user_model
+from events import inbox, keys, store, wire
+from events.models import ApiKey, TopicTotal
+keys.revoke([ApiKey.objects.get().prefix])
+get_user_model().objects.update(is_active=False)
+row, _ = keys.create("another", may_publish=True, may_read=False)
+inbox.accept([wire.Event(topic="new", event_id="new", source="s", payload=wire.Raw(b"{}"))], api_key=row)
+"""
+
+
+def test_what_was_revoked_and_added_since_the_interruption_is_there(source: Path, postgresql: PostgreSQL) -> None:
+    url = postgresql.database()
+    interrupt(source, url, "events_duplicate", 7)
+    done = manage(source, "shell", "-c", SHOWN)
+    assert done.returncode == 0, done.stderr
+    done = manage(source, "transfer", "--to", url)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert listed(source) == listed(source, DATABASE_URL=url)
+    name = url.rpartition("/")[2]
+    revoked = "SELECT name, revoked_at IS NOT NULL FROM events_apikey ORDER BY id"
+    assert postgresql.rows(revoked, name) == [("reader", True), ("another", False)]
+    assert postgresql.rows("SELECT is_active FROM auth_user", name) == [(False,)]
+
+
+#: What may have been done in the source to rows that an earlier run has copied.
+CHANGES = [
+    "Batch.objects.filter(pk=1).update(error='x')",
+    "Batch.objects.filter(status='pending').update(status='discarded')",
+    "Batch.objects.filter(pk=2).delete()",
+    "Event.objects.filter(pk=3).update(payload='')",
+    "Event.objects.filter(pk=4).delete()",
+    "Duplicate.objects.filter(pk=1).update(payload='x')",
+    "Duplicate.objects.filter(pk=1).delete()",
+    "Duplicate.objects.all().delete()",
+    "ApiKey.objects.update(hashed_key='x')",
+]
+#: Tries each of them, takes it back, and prints those for which the target was not refused.
+TRY = """
+from django.db import connections, transaction
+from events import transfer
+from events.models import *
+from aggregator_project.environment import Environment
+target = Environment({"X": "URL"}).database("X", {}, ["postgres"])
+connections.settings["target"] = connections.configure_settings({"default": target})["default"]
+for change in CHANGES:
+    with transaction.atomic():
+        exec(change)
+        try:
+            next(transfer.transfer("default", "target"))
+            print("not refused:", change)
+        except transfer.NotOurs:
+            pass
+        transaction.set_rollback(True)
+"""
+
+
+def test_what_was_changed_since_it_was_copied_is_refused(source: Path, postgresql: PostgreSQL) -> None:
+    url = postgresql.database()
+    interrupt(source, url, "events_duplicate", 7)
+    script = TRY.replace("URL", url).replace("CHANGES", repr(CHANGES))
+    done = manage(source, "shell", "-v", "0", "-c", script)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    # And as a person sees it.
+    assert manage(source, "shell", "-c", f"from events.models import *; {CHANGES[0]}").returncode == 0
+    done = manage(source, "transfer", "--to", url)
+    assert done.returncode == 1
+    assert "events_batch" in done.stderr
+    assert "the source was written to since an earlier run copied them" in done.stderr
 
 
 def test_a_target_of_somebody_else_is_refused(source: Path, tmp_path: Path, postgresql: PostgreSQL) -> None:

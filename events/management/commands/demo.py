@@ -60,6 +60,7 @@ class Command(BaseCommand):
             sys.exit(INTERRUPTED)
         if not holds:
             raise CommandError("The demo did not come out as it should.")
+        console.print("Now run it yourself: make up")
 
 
 def demonstrate(folder: Path, console: Console) -> bool:

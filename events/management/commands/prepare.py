@@ -3,11 +3,14 @@
 import secrets
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, OutputWrapper
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
+
+from aggregator_project.private import tighten
 
 
 class Command(BaseCommand):
@@ -31,6 +34,7 @@ def prepare_database(output: OutputWrapper) -> None:
             output.write("Preparing the database.")
             output.flush()
             call_command("migrate", verbosity=0, interactive=False)
+        tighten(settings.DATA_DIR)
     except DatabaseError as error:
         raise CommandError(f"The database {connection.settings_dict['NAME']} cannot be used: {error}") from None
 

@@ -35,7 +35,7 @@ class Command(BaseCommand):
         if connection.vendor != "sqlite":
             raise CommandError("The source is DATABASE_URL, and it must be SQLite: leave it unset, set DATA_DIR.")
         environment = Environment({"--to": options["to"]})
-        target = environment.database("--to", "sqlite://:memory:", ["postgres", "postgresql"])
+        target = environment.database("--to", {}, ["postgres", "postgresql"])
         if environment.mistakes:
             raise CommandError(environment.mistakes[0])
         connections.settings[TARGET] = connections.configure_settings({"default": target})["default"]
@@ -44,8 +44,9 @@ class Command(BaseCommand):
                 self._transfer()
             except NotOurs as error:
                 raise CommandError(
-                    f"The target's table {error} holds rows that the source does not. Nothing was changed there; "
-                    "name an empty database."
+                    f"The target's table {error} holds rows that the source does not: they are of another "
+                    "installation, or the source was written to since an earlier run copied them. Empty the target, or "
+                    "name another database."
                 ) from None
             except Changed:
                 raise CommandError(

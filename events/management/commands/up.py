@@ -41,6 +41,8 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         self.stdout.write(banner(password))
         self.stdout.flush()
+        # Where the parts look for their modules.
+        os.chdir(settings.BASE_DIR)
         os.execve(command[0], command, supervisor_environment())  # noqa: S606 (it is to be this process)
 
 
