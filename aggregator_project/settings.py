@@ -218,11 +218,13 @@ if PRODUCTION:
             "FLOWER_BASIC_AUTH is not set, and with PRODUCTION=true it must be user:password, or NO_FLOWER=true"
         )
     SECURE_SSL_REDIRECT = True
-    # Load balancers and the container ask it inside, without TLS.
-    SECURE_REDIRECT_EXEMPT = [r"^health"]
+    # Load balancers, the container and Prometheus ask these inside, without TLS.
+    SECURE_REDIRECT_EXEMPT = [r"^health(/ready)?$", r"^metrics$"]
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
     SECURE_HSTS_SECONDS = 365 * 24 * 3600
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+
+CSRF_FAILURE_VIEW = "events.api.errors.csrf_failure"
 
 SILENCED_SYSTEM_CHECKS = [
     # CsrfViewMiddleware is there, by the name of AdminCsrf.
@@ -296,7 +298,7 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "aggregator_project.middleware.PageCsp",
     "aggregator_project.middleware.AdminSession",
-    "django.middleware.common.CommonMiddleware",
+    "aggregator_project.middleware.CommonButForProbes",
     "aggregator_project.middleware.AdminCsrf",
     "aggregator_project.middleware.AdminAuthentication",
     "aggregator_project.middleware.AdminMessages",
