@@ -2,17 +2,20 @@
 
 import ipaddress
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
 from aggregator_project import gunicorn
 from aggregator_project.proxies import TrustedProxies, client_network, read_forwarded, read_list, read_node
+from tests.server import serving
 
 
 def behind(settings: Settings) -> TrustedProxies:
@@ -136,6 +139,17 @@ def test_what_can_be_read_is_not_worth_a_line(settings: Settings, caplog: pytest
     address(proxies, X_FORWARDED_PROTO="https")
     address(proxies, "192.0.2.1", X_FORWARDED_FOR="nonsense")
     assert caplog.records == []
+
+
+def test_several_header_lines_are_one_list(tmp_path: Path) -> None:
+    """The real server's log says who published."""
+    with serving(tmp_path, TRUSTED_PROXIES="127.0.0.1") as server:
+        body = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1\r\n"
+        lines = b"X-Forwarded-For: 198.51.100.7\r\nX-Forwarded-For: 203.0.113.1:40001\r\nX-Forwarded-For: 127.0.0.1\r\n"
+        assert b" 400 " in server.say(body + lines + b"Connection: close\r\n\r\n[")
+        [refused] = [line for line in server.log.splitlines() if "publish refused" in line]
+    assert "203.0.113.1" in refused
+    assert "198.51.100.7" not in refused
 
 
 # --- Forwarded --------------------------------------------------------------------------------------------------------
@@ -267,6 +281,7 @@ def _written(draw: st.DrawFn, addresses: st.SearchStrategy[Any] = _ADDRESSES) ->
     return address, draw(st.sampled_from(forms))
 
 
+@hypothesis_settings(deadline=None)
 @given(_written(), _NOISE, st.sampled_from(["{}", '"{}"', " {} ", "{},"]))
 def test_what_a_proxy_adds_is_found_behind_whatever_stands_before_it(written: Any, noise: str, form: str) -> None:
     address, text = written
@@ -274,6 +289,7 @@ def test_what_a_proxy_adds_is_found_behind_whatever_stands_before_it(written: An
     assert found == (getattr(address, "ipv4_mapped", None) or address)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(_written(), min_size=1, max_size=4), st.sampled_from([",", ", ", " , ", ",,"]))
 def test_every_forwarded_that_keeps_to_the_grammar_is_read(written: Any, comma: str) -> None:
     hops = read_forwarded(comma.join(f'for="{text}";proto=https' for _, text in written))
@@ -281,6 +297,7 @@ def test_every_forwarded_that_keeps_to_the_grammar_is_read(written: Any, comma: 
     assert {hop.scheme for hop in hops} == {"https"}
 
 
+@hypothesis_settings(deadline=None)
 @given(_NOISE, _written())
 def test_a_stranger_before_the_proxys_own_element_never_becomes_another_address(noise: str, written: Any) -> None:
     own, text = written
@@ -288,6 +305,7 @@ def test_a_stranger_before_the_proxys_own_element_never_becomes_another_address(
     assert last.address in (None, getattr(own, "ipv4_mapped", None) or own)
 
 
+@hypothesis_settings(deadline=None)
 @given(_NOISE, _NOISE)
 def test_nothing_is_an_error(x_forwarded_for: str, forwarded: str) -> None:
     with override_settings(TRUSTED_PROXIES=["10.0.0.0/8"]):
