@@ -16,6 +16,7 @@ from pytest_django import Settings
 
 from aggregator_project.logs import STRANGERS_PAUSE_SECONDS, OnceInAWhile, logging_config
 from events.api import errors
+from events.api.curl import curl_line
 from tests.server import Server, serving
 
 pytestmark = pytest.mark.django_db
@@ -43,7 +44,7 @@ def detail(answer: Any) -> str:
         ("PUT", "/publish", 405, "/publish"),
         ("POST", "/stats", 405, "/publish"),
         ("DELETE", "/health", 405, "/health"),
-        ("GET", "/events?" + "&".join(f"a{n}" for n in range(1001)), 400, "too many parameters"),
+        ("GET", "/events?" + "&".join(f"a{n}" for n in range(1001)), 400, "more than 1,000 parameters"),
     ],
 )
 def test_every_error_is_json(client: Client, method: str, path: str, status: int, says: str) -> None:
@@ -159,6 +160,14 @@ def test_a_wrong_scheme_is_told_the_right_one_and_not_repeated(client: Client, s
     assert "neither Api-Key nor Bearer" in detail(answer)
     assert "curl http://testserver/stats -H 'Authorization: Api-Key <key>'" in detail(answer)
     assert header not in detail(answer)
+
+
+def test_a_line_for_a_shell_holds_nothing_that_a_shell_obeys() -> None:
+    line = curl_line(RequestFactory().get("/"), "/x'; $(reboot) `y`", method="DELETE")
+    program, address, *rest = shlex.split(line)
+    assert (program, rest) == ("curl", ["-X", "DELETE"])
+    assert address.startswith("http://testserver/x")
+    assert "`" not in line.replace(shlex.quote(address), "")
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def _what_to_send(request: Request) -> str:
     if request.META.get("HTTP_AUTHORIZATION"):
         # Without what it holds: that may be a key without a scheme.
         wrong = "The scheme in Authorization is neither Api-Key nor Bearer. "
-    line = curl_line(request._request, request._request.path)
+    line = curl_line(request._request, request.path, method=str(request.method))
     return f"{wrong}An API key is needed: send the header Authorization: Api-Key <key>. This works: {line}"
 
 

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import DisallowedHost, RequestDataTooBig, SuspiciousOperation, TooManyFieldsSent
 from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -64,10 +65,11 @@ def _unavailable(detail: str, reason: str) -> Response:
 
 
 def _other_method(request: HttpRequest, view: APIView) -> str:
-    allowed = " and ".join(method for method in view.allowed_methods if method != "OPTIONS")
+    allowed = [method for method in view.allowed_methods if method != "OPTIONS"]
     # Who posts means to publish, wherever that is.
     path = reverse("publish") if request.method == "POST" else request.path
-    return f"{request.method} does nothing here, {allowed} does. This works: {curl_line(request, path)}"
+    line = curl_line(request, path, method=allowed[0])
+    return f"{request.method} does nothing here, {' and '.join(allowed)} does. This works: {line}"
 
 
 def _suspicious(error: Exception) -> tuple[str, int]:
@@ -79,7 +81,7 @@ def _suspicious(error: Exception) -> tuple[str, int]:
                 400,
             )
         case TooManyFieldsSent():
-            return "The query has too many parameters.", 400
+            return f"The query has more than {settings.DATA_UPLOAD_MAX_NUMBER_FIELDS:,} parameters.", 400
         case RequestDataTooBig():
             return "The body is too large.", 413
     return "The request cannot be understood.", 400
