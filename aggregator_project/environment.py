@@ -13,6 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 import environ
 
+#: A host is a name, an IPv4 address or an IPv6 address in brackets.
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:]+\])(?::[1-9]\d{0,4})?")
+
 
 class Environment:
     """Typed look-ups in the process environment.
@@ -101,6 +104,21 @@ class Environment:
         except ValueError:
             self._note(name, ",".join(found), "a list of IP addresses or networks such as 10.0.0.2 or 10.0.0.0/8")
             return []
+
+    def origins(self, name: str) -> list[str]:
+        """A list of origins as browsers write them (RFC 6454 section 6.2), separated by commas."""
+        found = self.words(name)
+        for word in found:
+            usual_port = ":443" if word.startswith("https:") else ":80"
+            if not _ORIGIN.fullmatch(word) or word.endswith(usual_port):
+                self._note(
+                    name,
+                    word,
+                    "a list of origins as browsers send them: scheme and host in small letters, the port only if it is "
+                    "not the usual one, no path, such as https://app.example.com or http://localhost:3000",
+                )
+                return []
+        return found
 
     def rate(self, name: str) -> str:
         """How often something may be done: 100/second, 600/minute, 10000/hour; empty where it is not limited."""

@@ -1,9 +1,12 @@
 """How log lines look: one line an event of the service's life, for people in a terminal, as JSON elsewhere."""
 
+import logging
 import os
 import sys
 import textwrap
+import time
 import traceback
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import structlog
@@ -19,6 +22,35 @@ _DIRECTIONS = (0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 _OBEYED = {
     code: chr(code).encode("unicode_escape").decode() for code in (*range(0x20), *range(0x7F, 0xA0), *_DIRECTIONS)
 }
+
+#: Seconds between two lines of one kind that strangers can cause as often as they like.
+STRANGERS_PAUSE_SECONDS = 60.0
+#: Characters of such a line that are written: it repeats what a stranger sent.
+STRANGERS_LINE_LENGTH = 200
+
+
+class OnceInAWhile(logging.Filter):
+    """Lets a line of each logger through once a minute, as a warning without its traceback.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self.clock = clock
+        self.next_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.clock() < self.next_at.get(record.name, 0.0):
+            return False
+        self.next_at[record.name] = self.clock() + STRANGERS_PAUSE_SECONDS
+        record.msg, record.args = record.getMessage()[:STRANGERS_LINE_LENGTH], ()
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.exc_info = record.exc_text = None
+        # Django adds the request, and with it the path.
+        vars(record).pop("request", None)
+        return True
 
 
 def logging_config(*, form: str, level: str, part: str) -> dict[str, Any]:
@@ -76,9 +108,13 @@ def logging_config(*, form: str, level: str, part: str) -> dict[str, Any]:
             }
         },
         "filters": {
-            "with_traceback": {"()": "django.utils.log.CallbackFilter", "callback": lambda record: record.exc_info}
+            "once_in_a_while": {"()": OnceInAWhile},
+            "with_traceback": {"()": "django.utils.log.CallbackFilter", "callback": lambda record: record.exc_info},
         },
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
+            "strangers": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["once_in_a_while"]},
+        },
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
             # Django's own handlers would print a line a second time, and mail admins that nobody configured.
@@ -86,6 +122,8 @@ def logging_config(*, form: str, level: str, part: str) -> dict[str, Any]:
             "django.server": {"handlers": [], "propagate": True, "level": level},
             # What failed by mistake, with its traceback; requests.py has a line for whatever failed.
             "django.request": {"handlers": [], "propagate": True, "level": "ERROR", "filters": ["with_traceback"]},
+            # Requests that Django will not work on: a host name that is not ours, for one.
+            "django.security": {"handlers": ["strangers"], "propagate": False, "level": level},
             # A line a task says nothing that the task does not say itself.
             "celery.worker.strategy": {"level": "WARNING"},
             "celery.app.trace": {"level": "WARNING"},

@@ -30,6 +30,11 @@ _REASONS = {
 }
 
 
+def _reason(status: int) -> str:
+    # What is not named above is the publisher's mistake or ours; ours alone raises an alarm.
+    return _REASONS.get(status) or ("error" if status >= 500 else "invalid")
+
+
 def _answer(get_response: Callable[[HttpRequest], HttpResponseBase], request: HttpRequest) -> HttpResponseBase:
     return get_response(request)
 
@@ -68,8 +73,10 @@ class Requests:
         status = response.status_code
         # Nothing a caller wrote, not even its path: what stands in a line must not be able to harm a terminal.
         facts = {"view": view, "method": request.method, "status": status, "ms": round(seconds * 1000, 1)}
-        if view == "publish" and status >= 400:
-            reason = facts["reason"] = getattr(response, "refused_because", None) or _REASONS.get(status, "error")
+        # A browser that looks at the address publishes nothing.
+        refused = view == "publish" and request.method == "POST" and status >= 400
+        if refused:
+            reason = facts["reason"] = getattr(response, "refused_because", None) or _reason(status)
             metrics.PUBLISHES_REFUSED.labels(reason).inc()
         # What asks whether the service is ready gets a 503 as often as it asks; events/health.py says it once.
         if status >= 500 and view != "ready":
@@ -78,6 +85,6 @@ class Requests:
             log.warning("slow request", extra=facts)
         elif settings.LOG_REQUESTS:
             log.info("request", extra=facts)
-        elif view == "publish" and status >= 400 and time.monotonic() - self.refused_line_at >= REFUSED_PAUSE_SECONDS:
+        elif refused and time.monotonic() - self.refused_line_at >= REFUSED_PAUSE_SECONDS:
             self.refused_line_at = time.monotonic()
             log.info("publish refused", extra=facts | {"address": request.META.get("REMOTE_ADDR", "")})

@@ -173,8 +173,11 @@ THROTTLE_RATE = environment.rate("THROTTLE_RATE")
 #: Host names the service answers to.
 ALLOWED_HOSTS = environment.words("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 
-#: Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses or networks.
+#: Proxies whose X-Forwarded-For, X-Forwarded-Proto and Forwarded are believed: addresses or networks.
 TRUSTED_PROXIES = environment.networks("TRUSTED_PROXIES")
+
+#: Origins of web pages whose scripts may call the API from a browser (CORS). None when unset.
+CORS_ALLOWED_ORIGINS = environment.origins("CORS_ALLOWED_ORIGINS")
 
 #: Where the ports can be reached, if that is not BIND: in a container that listens on every address, the address of the
 #: host that they are published on.
@@ -230,11 +233,13 @@ if PRODUCTION:
             "FLOWER_BASIC_AUTH is not set, and with PRODUCTION=true it must be user:password, or NO_FLOWER=true"
         )
     SECURE_SSL_REDIRECT = True
-    # Load balancers and the container ask it inside, without TLS.
-    SECURE_REDIRECT_EXEMPT = [r"^health"]
+    # Load balancers, the container and Prometheus ask these inside, without TLS.
+    SECURE_REDIRECT_EXEMPT = [r"^health(/ready)?$", r"^metrics$"]
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
     SECURE_HSTS_SECONDS = 365 * 24 * 3600
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+
+CSRF_FAILURE_VIEW = "events.api.errors.csrf_failure"
 
 SILENCED_SYSTEM_CHECKS = [
     # CsrfViewMiddleware is there, by the name of AdminCsrf.
@@ -308,13 +313,31 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "aggregator_project.middleware.PageCsp",
     "aggregator_project.middleware.AdminSession",
-    "django.middleware.common.CommonMiddleware",
+    "aggregator_project.middleware.CommonButForProbes",
     "aggregator_project.middleware.AdminCsrf",
     "aggregator_project.middleware.AdminAuthentication",
     "aggregator_project.middleware.AdminMessages",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "aggregator_project.middleware.AdminAxes",
 ]
+if CORS_ALLOWED_ORIGINS:
+    INSTALLED_APPS.append("corsheaders")
+    # Before all that answer, so that a script may also read why it was refused. Inside Requests, which names each.
+    MIDDLEWARE.insert(1, "corsheaders.middleware.CorsMiddleware")
+    # Not the admin. Scripts send a key of their own, and no cookies.
+    CORS_URLS_REGEX = r"^/(?!admin/|static/)"
+    CORS_ALLOW_HEADERS = [
+        "accept",
+        "authorization",
+        "content-encoding",
+        "content-type",
+        "idempotency-key",
+        "last-event-id",
+        "prefer",
+        "x-api-key",
+        "x-request-id",
+    ]
+    CORS_EXPOSE_HEADERS = ["Location", "Preference-Applied", "Retry-After", "WWW-Authenticate", "X-Request-ID"]
 if TRUSTED_PROXIES:
     # Before all that ask who is calling, and whether over https.
     MIDDLEWARE.insert(0, "aggregator_project.proxies.TrustedProxies")

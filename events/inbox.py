@@ -12,14 +12,13 @@ from typing import Any
 from celery import current_app
 from django.conf import settings
 from django.core.cache import cache
-from django.db import IntegrityError
 from django.db.models import Sum
 from django.utils import timezone
 
 from events import metrics, tracing, wire
 from events.models import ApiKey, Batch
 from events.origin import request_id
-from events.turn import turn, writing
+from events.turn import turn
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +83,17 @@ def accept(events: Sequence[wire.Event], *, idempotency_key: str | None = None, 
         request_id=request_id.get(),
         traceparent=tracing.traceparent(),
     )
-    if idempotency_key is None:
+    if idempotency_key is not None:
+        batch.idempotency_key = idempotency_key
+        batch.fingerprint = sha256(body).digest()
+    while True:
         if _group.commit(batch):
             ring()
-        return batch
-    batch.idempotency_key = idempotency_key
-    batch.fingerprint = sha256(body).digest()
-    batch = _commit_once(batch)
-    ring()
-    return batch
+        if batch.pk:
+            return batch
+        if earlier := _earlier(batch):
+            return earlier
+        # Retention has taken it just now, and its key is free again.
 
 
 def ring(*, even_if_rung: bool = False) -> bool:
@@ -146,6 +147,8 @@ _doorbell = _Doorbell()
 
 #: What a publish writes; the rest of a batch's columns begin with what the database gives them.
 _COLUMNS = ("accepted_at", "next_attempt_at", "received", "body", "size", "api_key_id", "request_id", "traceparent")
+#: What one with an idempotency key writes besides.
+_KEYED_COLUMNS = (*_COLUMNS, "idempotency_key", "fingerprint")
 
 
 class _Waiting:
@@ -157,8 +160,12 @@ class _Waiting:
         self.error: BaseException | None = None
 
     @property
-    def row(self) -> list[Any]:
-        return [getattr(self.batch, name) for name in _COLUMNS]
+    def key(self) -> tuple[str, int]:
+        """The idempotency key and whose it is: what no other batch may have. An empty one is none."""
+        return self.batch.idempotency_key or "", self.batch.api_key_id or 0
+
+    def row(self, columns: Sequence[str]) -> list[Any]:
+        return [getattr(self.batch, name) for name in columns]
 
 
 class GroupCommit:
@@ -174,6 +181,8 @@ class GroupCommit:
 
     def commit(self, batch: Batch) -> bool:
         """Returns when the batch is on disk: whether this thread wrote it, so that one thread rings for all.
+
+        A batch whose idempotency key another one has is not written, and has no pk afterwards.
 
         Raises:
             django.db.DatabaseError: what the database raised for the group; none of it is on disk.
@@ -195,9 +204,12 @@ class GroupCommit:
         try:
             with turn():
                 group = self._gathered()
-                keys = Batch.objects.insert_all(_COLUMNS, [waiting.row for waiting in group])
-                for waiting, pk in zip(group, keys, strict=True):
-                    waiting.batch.pk = pk
+                if any(waiting.batch.idempotency_key for waiting in group):
+                    _insert_keyed(group)
+                else:
+                    keys = Batch.objects.insert_all(_COLUMNS, [waiting.row(_COLUMNS) for waiting in group])
+                    for waiting, pk in zip(group, keys, strict=True):
+                        waiting.batch.pk = pk
         except BaseException as raised:
             error = raised
             group = group or self._gathered()
@@ -213,24 +225,33 @@ class GroupCommit:
 _group = GroupCommit()
 
 
-def _commit_once(batch: Batch) -> Batch:
-    """Inserts the batch, or finds the earlier one with its idempotency key."""
-    for _ in range(2):
-        earlier: Batch | None = Batch.objects.filter(
-            api_key=batch.api_key_id, idempotency_key=batch.idempotency_key
-        ).first()
-        if earlier:
-            if bytes(earlier.fingerprint or b"") != batch.fingerprint:
-                raise KeyReused
-            return earlier
-        try:
-            with writing():
-                batch.save(force_insert=True)
-            return batch
-        except IntegrityError:
-            # Somebody with the same key was faster; theirs is the receipt.
-            continue
-    raise AssertionError("an idempotency key was taken, yet no batch has it")
+def _insert_keyed(group: list[_Waiting]) -> None:
+    """Inserts a group some of which have idempotency keys, but none whose key is taken."""
+    # In one order everywhere: on PostgreSQL a key that another process is inserting is waited for.
+    group = sorted(group, key=lambda waiting: waiting.key)
+    rows = [waiting.row(_KEYED_COLUMNS) for waiting in group]
+    inserted = Batch.objects.insert_all_new(_KEYED_COLUMNS, rows, returning=["id", "idempotency_key", "api_key_id"])
+    # They come back in order, without those that were passed over.
+    left = deque(inserted)
+    for waiting in group:
+        if left and (left[0][1] or "", left[0][2] or 0) == waiting.key:
+            waiting.batch.pk = left.popleft()[0]
+    if left:
+        raise AssertionError("rows that were inserted came back in another order")
+
+
+def _earlier(batch: Batch) -> Batch | None:
+    """The batch that has the idempotency key, or None where it is gone.
+
+    Raises:
+        KeyReused: it is another publish.
+    """
+    earlier: Batch | None = Batch.objects.filter(
+        api_key=batch.api_key_id, idempotency_key=batch.idempotency_key
+    ).first()
+    if earlier and bytes(earlier.fingerprint or b"") != batch.fingerprint:
+        raise KeyReused
+    return earlier
 
 
 class _Pending:

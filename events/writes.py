@@ -42,11 +42,28 @@ class ManyRowsQuerySet(models.QuerySet[Any]):
         Returns:
             Their primary keys, in order.
         """
-        sql = _insert_sql(self.model, tuple(columns), len(rows), self.db)
+        sql = _insert_sql(self.model, tuple(columns), len(rows), (self.model._meta.pk.name,), self.db)
+        return [pk for (pk,) in self._insert_returning(sql, columns, rows)]
+
+    def insert_all_new(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, returning: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        """Inserts, in one statement, each row none of whose unique keys is stored yet.
+
+        Returns:
+            What the columns named in returning hold in the rows that were inserted, in order.
+        """
+        sql = _insert_sql(self.model, tuple(columns), len(rows), tuple(returning), self.db)
+        statement, word, names = sql.rpartition(" RETURNING ")
+        return self._insert_returning(f"{statement} ON CONFLICT DO NOTHING{word}{names}", columns, rows)
+
+    def _insert_returning(
+        self, sql: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> list[tuple[Any, ...]]:
         values = [value for row in self._prepared(columns, rows) for value in row]
         with connections[self.db].cursor() as cursor:
             cursor.execute(sql, values)
-            return [pk for (pk,) in cursor.fetchall()]
+            return list(cursor.fetchall())
 
     def insert_new(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
         """Inserts each row whose unique key is not stored yet, in the order given.
@@ -175,11 +192,13 @@ def _to_prepare(model: type[models.Model], columns: tuple[str, ...]) -> list[tup
 
 
 @_compiled_once
-def _insert_sql(model: type[models.Model], columns: tuple[str, ...], rows: int, using: str) -> str:
+def _insert_sql(
+    model: type[models.Model], columns: tuple[str, ...], rows: int, returning: tuple[str, ...], using: str
+) -> str:
     query = InsertQuery(model)
     query.insert_values(_fields(model, columns), [model()] * rows)
     compiler: Any = query.get_compiler(using)
-    compiler.returning_fields = [model._meta.pk]
+    compiler.returning_fields = _fields(model, returning)
     [(sql, _)] = compiler.as_sql()
     return str(sql)
 

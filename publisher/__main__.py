@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -11,9 +12,16 @@ from publisher.command import publish
 from publisher.options import add_options
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse says it below all of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{message} ({self.prog} --help says more)\n")
+
+
 def main() -> int:
     """Read the options and publish. Returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m publisher",
         usage="python -m publisher [options]",
         description="Publish made-up events to a running aggregator and check that all of them are accounted for.",

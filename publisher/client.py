@@ -1,13 +1,16 @@
 """The client: publishes batches, reads events and stats.
 
 In go events as plain dicts; out comes the service's receipt once they are on its disk. A publish is tried again when
-the service is away or busy. That is safe: the service stores each event once and drops a repeat as a duplicate.
+the service is away or busy. That is safe: all tries carry the same Idempotency-Key, so the service accepts them once.
 """
 
 import random
+import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from math import isfinite
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +21,9 @@ from publisher.retry import Answer, NoAnswer, Retry, ServiceUnavailable
 
 #: Seconds between two looks at a service that is starting or still processing.
 POLL_SECONDS = 0.2
+
+#: What a header can carry and the service takes as an Idempotency-Key: 1 to 255 printable ASCII characters.
+_IDEMPOTENCY_KEY = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
 
 
 class PublishRefused(Exception):
@@ -36,7 +42,14 @@ class PublishRefused(Exception):
 
 
 class UnexpectedAnswer(Exception):
-    """The service, or something else at this address, answered with what the contract does not know."""
+    """The service, or something else at this address, answered with what the contract does not know.
+
+    `status` is the HTTP status.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self.status = answer.status
+        super().__init__(f"the service answered {answer.status}: {_beginning(answer)}")
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +61,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: int | str
     #: Where the service tells what became of the batch: `/batches/{id}`.
     location: str = ""
-    #: Requests it took. Each one after the first may have been accepted too, and then counts as duplicates.
+    #: Requests it took. All of them together are one publish to the service.
     tries: int = 1
 
 
@@ -92,16 +105,31 @@ class Client:
         """Close the connections. The client cannot be used afterwards."""
         self._http.close()
 
-    def publish(self, events: Sequence[Mapping[str, Any]]) -> Receipt:
+    def publish(self, events: Sequence[Mapping[str, Any]], *, idempotency_key: str | None = None) -> Receipt:
         """Publish `events` as one batch and return the receipt: all of them are on the service's disk.
 
-        Connection errors, timeouts, 429, 502, 503 and 504 are tried again: with backoff, and as Retry-After asks.
+        Connection errors, timeouts, 408, 429, 502, 503 and 504 are tried again: with backoff, and as Retry-After asks.
+        All tries are one publish to the service, so none of them counts as duplicates.
 
-        Raises PublishRefused (4xx; none was accepted), ServiceUnavailable (it kept failing; publish again later, what
-        did get through is dropped as duplicate), UnexpectedAnswer.
+        Args:
+            events: what to publish, as GET /docs describes an event.
+            idempotency_key: a name for this publish, for callers that send it again themselves; 1 to 255 printable
+                ASCII characters. Left out, each call has one of its own.
+
+        Returns:
+            The service's receipt.
+
+        Raises:
+            ValueError: a number is NaN or infinite, which JSON cannot hold, or the key cannot be one; nothing was sent.
+            PublishRefused: 4xx; none was accepted.
+            ServiceUnavailable: it kept failing. Publish again later: what did get through is dropped as duplicate.
+            UnexpectedAnswer: neither a receipt nor a refusal.
         """
-        body = msgspec.json.encode(events)
-        answer, tries = self.retry.call(lambda: self._post(body))
+        key = new_idempotency_key() if idempotency_key is None else idempotency_key
+        if not _IDEMPOTENCY_KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no idempotency key: it must be 1 to 255 printable ASCII characters")
+        body = encoded(events)
+        answer, tries = self.retry.call(lambda: self._post(body, key))
         return receipt_from(answer, tries=tries)
 
     def stats(self) -> dict[str, Any]:
@@ -184,13 +212,13 @@ class Client:
         return decoded(answer)
 
     def _get(self, path: str) -> Answer:
-        return self._answer("GET", path, None)
+        return self._answer("GET", path, None, {})
 
-    def _post(self, body: bytes) -> Answer:
-        return self._answer("POST", "/publish", body)
+    def _post(self, body: bytes, idempotency_key: str) -> Answer:
+        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key}
+        return self._answer("POST", "/publish", body, headers)
 
-    def _answer(self, method: str, path: str, body: bytes | None) -> Answer:
-        headers = {"Content-Type": "application/json"} if body is not None else None
+    def _answer(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
         try:
             answer = self._http.request(method, self.url + path, content=body, headers=headers)
         except httpx.TransportError as error:
@@ -214,28 +242,57 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def new_idempotency_key() -> str:
+    """Return a name that no other publish has."""
+    return str(uuid.uuid4())
+
+
+def encoded(events: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the events as JSON.
+
+    Raises ValueError where a number is NaN or infinite. JSON has no such numbers, and msgspec would write null.
+    """
+    body = msgspec.json.encode(events)
+    # Without a null in the text none was written, and there is nothing to look for.
+    if b"null" in body:
+        _require_finite(msgspec.to_builtins(events), "events")
+    return body
+
+
+def _require_finite(value: Any, place: str) -> None:
+    match value:
+        case float() if not isfinite(value):
+            raise ValueError(f"{place} is {value}, which JSON cannot hold: send null or a text instead")
+        case dict():
+            for name, inner in value.items():
+                _require_finite(inner, f"{place}.{name}")
+        case list() | tuple():
+            for index, inner in enumerate(value):
+                _require_finite(inner, f"{place}[{index}]")
+
+
 def receipt_from(answer: Answer, *, tries: int) -> Receipt:
     """Return the receipt in the answer to a publish. Raises PublishRefused (4xx), UnexpectedAnswer (all but 202)."""
     if 400 <= answer.status < 500:
         detail, errors = _refusal(answer)
         raise PublishRefused(status=answer.status, detail=detail, errors=errors)
     if answer.status != 202:
-        raise UnexpectedAnswer(_unexpected(answer))
+        raise UnexpectedAnswer(answer)
     try:
         receipt = msgspec.json.decode(answer.body, type=Receipt)
     except msgspec.DecodeError as error:
-        raise UnexpectedAnswer(_unexpected(answer)) from error
+        raise UnexpectedAnswer(answer) from error
     return msgspec.structs.replace(receipt, location=answer.location, tries=tries)
 
 
 def decoded(answer: Answer) -> dict[str, Any]:
     """Return the JSON object of a read. Raises UnexpectedAnswer unless it is a 200 with one."""
     if answer.status != 200:
-        raise UnexpectedAnswer(_unexpected(answer))
+        raise UnexpectedAnswer(answer)
     try:
         return msgspec.json.decode(answer.body, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise UnexpectedAnswer(_unexpected(answer)) from error
+        raise UnexpectedAnswer(answer) from error
 
 
 def _refusal(answer: Answer) -> tuple[str, list[dict[str, Any]]]:
@@ -245,10 +302,6 @@ def _refusal(answer: Answer) -> tuple[str, list[dict[str, Any]]]:
         return _beginning(answer), []
     errors = told.get("errors")
     return str(told.get("detail", "")), errors if isinstance(errors, list) else []
-
-
-def _unexpected(answer: Answer) -> str:
-    return f"the service answered {answer.status}: {_beginning(answer)}"
 
 
 def _beginning(answer: Answer) -> str:

@@ -34,13 +34,14 @@ class Connection:
         """Close the connection; the next post opens it again."""
         self._http.close()
 
-    def post(self, body: bytes) -> Answer:
+    def post(self, body: bytes, *, idempotency_key: str | None = None) -> Answer:
         """Send one publish and return its answer, whatever its status. Raises NoAnswer."""
+        headers = self._headers if idempotency_key is None else {**self._headers, "Idempotency-Key": idempotency_key}
         try:
             self._open()
             # A service that refuses a large body answers before it has read it and then closes: read what it says.
             with suppress(BrokenPipeError, ConnectionResetError):
-                self._http.request("POST", self._path, body, self._headers)
+                self._http.request("POST", self._path, body, headers)
             return self._answer()
         except (OSError, http.client.HTTPException) as error:
             self._http.close()

@@ -16,7 +16,7 @@ from threading import Lock
 
 import msgspec
 
-from publisher.client import Client, PublishRefused, UnexpectedAnswer, receipt_from
+from publisher.client import Client, PublishRefused, UnexpectedAnswer, new_idempotency_key, receipt_from
 from publisher.connection import Connection
 from publisher.retry import Answer, Retry, ServiceUnavailable
 from publisher.sample import Event, Sample, generate
@@ -168,11 +168,13 @@ class _Load:
 
     def _send(self, retry: Retry, connection: Connection, body: bytes, events: int) -> None:
         tries = 0
+        # The same for all tries: of what was accepted without an answer, the books must not hold duplicates.
+        key = new_idempotency_key()
 
         def post() -> Answer:
             nonlocal tries
             tries += 1
-            return connection.post(body)
+            return connection.post(body, idempotency_key=key)
 
         accepted = refused = 0
         started = time.perf_counter()

@@ -1,7 +1,7 @@
 """Decides when a request is sent again, how long to wait before it, and when to give up.
 
-In goes one try; out comes an answer that is not worth another try. Sending again is safe: the aggregator stores each
-event once, so a publish whose answer got lost only adds duplicates, which are dropped and counted.
+In goes one try; out comes an answer that is not worth another try. Sending again is safe: all tries of a publish carry
+the same Idempotency-Key, and the aggregator accepts them once.
 """
 
 import random
@@ -18,8 +18,9 @@ FIRST_BACKOFF_SECONDS = 0.1
 #: Seconds that one wait may take at most, unless the service asks for more with Retry-After.
 LONGEST_BACKOFF_SECONDS = 10.0
 
-#: Too many requests; and the three that a service or a proxy gives while it restarts or is full.
-RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+#: The request did not arrive in time; too many requests; and the three that a service or a proxy gives while it
+#: restarts or is full. None of them says that the request itself is wrong.
+RETRIED_STATUSES = frozenset({408, 429, 502, 503, 504})
 
 
 class Answer(NamedTuple):

@@ -117,6 +117,42 @@ def test_what_is_no_key_of_ours_is_a_401(header: str) -> None:
     assert Client().get("/stats", headers={"Authorization": header}).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Authorization", "Api-Key {}"),
+        ("Authorization", "api-key {}"),
+        ("Authorization", "Bearer {}"),
+        ("Authorization", "bearer  {} "),
+        ("X-API-Key", "{}"),
+    ],
+)
+def test_a_key_may_come_in_any_of_three_ways(name: str, value: str) -> None:
+    key = Caller("read").key
+    assert Client().get("/stats", headers={name: value.format(key)}).status_code == 200
+    assert Client().get("/stats", headers={name: value.format("aaaaaaaa.b")}).status_code == 401
+
+
+def test_the_same_key_twice_is_one_and_two_keys_are_none() -> None:
+    one, other = Caller("read").key, Caller("read").key
+    same = Client().get("/stats", headers={"Authorization": f"Bearer {one}", "X-API-Key": one})
+    assert same.status_code == 200
+    differing = Client().get("/stats", headers={"Authorization": f"Bearer {one}", "X-API-Key": other})
+    assert differing.status_code == 401
+    assert "different API keys" in differing.json()["detail"]
+
+
+def test_a_proxys_own_log_in_stands_beside_a_key() -> None:
+    headers = {"Authorization": "Basic YTpi", "X-API-Key": Caller("read").key}
+    assert Client().get("/stats", headers=headers).status_code == 200
+
+
+def test_both_schemes_are_offered() -> None:
+    offered = Caller().get("/stats")["WWW-Authenticate"]
+    assert "Api-Key realm=" in offered
+    assert "Bearer realm=" in offered
+
+
 def test_the_right_beginning_with_another_secret_is_a_401() -> None:
     caller = Caller("read")
     assert Caller(key=f"{caller.row.prefix}.{'x' * 32}").get("/stats").status_code == 401
@@ -384,7 +420,10 @@ def test_being_logged_in_opens_nothing_else() -> None:
 def test_the_schema_has_the_key(settings: Settings) -> None:
     schema = Caller("read").get("/schema", Accept="application/json").json()
     assert schema["components"]["securitySchemes"]["ApiKey"]["name"] == "Authorization"
-    assert {"ApiKey": []} in schema["paths"]["/publish"]["post"]["security"]
+    # Any one of them.
+    assert schema["paths"]["/publish"]["post"]["security"] == [{"ApiKey": []}, {"Bearer": []}, {"XApiKey": []}]
+    assert schema["components"]["securitySchemes"]["Bearer"]["scheme"] == "bearer"
+    assert schema["components"]["securitySchemes"]["XApiKey"]["name"] == "X-API-Key"
     assert "security" not in schema["paths"]["/health"]["get"]
 
 

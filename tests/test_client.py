@@ -177,7 +177,58 @@ def test_without_a_key_none_is_sent(service: Service, client: Client) -> None:
     assert "Authorization" not in service.requests[0].headers
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def keys_of(service: Service) -> list[str]:
+    return [request.headers["Idempotency-Key"] for request in service.requests]
+
+
+def test_all_tries_of_a_publish_have_one_idempotency_key_and_the_next_publish_another(
+    service: Service, client: Client
+) -> None:
+    service.script = [Reply(503), HANG_UP, accepted(), accepted()]
+
+    client.publish([EVENT])
+    client.publish([EVENT])
+
+    first, second, third, other = keys_of(service)
+    assert first == second == third != other
+
+
+def test_the_callers_own_idempotency_key_wins(service: Service, client: Client) -> None:
+    service.script = [accepted()]
+
+    client.publish([EVENT], idempotency_key="order 17")
+
+    assert keys_of(service) == ["order 17"]
+
+
+@pytest.mark.parametrize("key", ["", " ", "a\nb", "é", "a" * 256])
+def test_a_key_that_no_header_can_carry_is_not_sent(service: Service, client: Client, key: str) -> None:
+    with pytest.raises(ValueError, match="no idempotency key"):
+        client.publish([EVENT], idempotency_key=key)
+
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_cannot_hold_is_named_and_not_sent(service: Service, client: Client, number: float) -> None:
+    event = {**EVENT, "payload": {"prices": [1.5, {"net": number}]}}
+
+    with pytest.raises(ValueError, match=rf"events\[1\]\.payload\.prices\[1\]\.net is {number}"):
+        client.publish([EVENT, event])
+
+    assert service.requests == []
+
+
+def test_null_is_sent_as_it_is(service: Service, client: Client) -> None:
+    service.script = [accepted()]
+    event = {**EVENT, "payload": {"none": None, "text": "null", "number": 1.5}, "timestamp": datetime(2025, 1, 1)}
+
+    client.publish([event])
+
+    assert json.loads(service.requests[0].body)[0]["payload"] == event["payload"]
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_a_busy_service_is_asked_again_with_the_same_body(service: Service, client: Client, status: int) -> None:
     service.script = [Reply(status), accepted()]
 

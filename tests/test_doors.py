@@ -14,14 +14,12 @@ from axes.models import AccessAttempt
 from django.conf import settings as configured
 from django.contrib.auth.models import User
 from django.core.checks import Tags, run_checks
-from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.utils.html import escape
 from pytest_django import Settings
 
 from aggregator_project import gunicorn
 from aggregator_project.doors import open_doors
-from aggregator_project.proxies import TrustedProxies, client_network
 from events.management.commands.up import banner
 
 #: All that a service for others needs to be told.
@@ -160,7 +158,11 @@ plain = ask("/stats")
 print(plain.status_code, plain["Location"])
 lie = ask("/stats", headers={"X-Forwarded-Proto": "https"})
 print(lie.status_code)
-print(ask("/health").status_code)
+print(ask("/health").status_code, ask("/health", headers={"Host": "10.1.2.3:8080"}).status_code)
+two = {"X-Forwarded-For": "192.0.2.1, 10.0.0.2", "X-Forwarded-Proto": "https,http"}
+print(ask("/stats", REMOTE_ADDR="10.0.0.2", headers=two).status_code)
+print(ask("/metrics").status_code)
+print(ask("/stats", headers={"Host": "evil.example"}).status_code)
 """
 
 
@@ -172,8 +174,12 @@ def test_production_is_for_https_only(tmp_path: Path) -> None:
         "401",
         "301 https://events.example.com/stats",
         "301",
-        "200",
+        "200 200",
+        "401",
+        "401",
+        "400",
     ], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- Secrets ----------------------------------------------------------------------------------------------------------
@@ -281,81 +287,7 @@ def test_every_answer_says_what_it_is_and_may_not_be_framed(client: Client) -> N
         )
 
 
-def test_a_host_that_is_not_ours_is_a_400(client: Client) -> None:
-    assert client.get("/health", headers={"Host": "evil.example"}).status_code == 400
-
-
 def test_the_api_pays_for_no_middleware_of_pages(client: Client) -> None:
     answer = client.get("/health")
     assert "Content-Security-Policy" not in answer
     assert not answer.cookies
-
-
-# --- Proxies ----------------------------------------------------------------------------------------------------------
-
-
-def seen(settings: Settings, peer: str, forwarded: str | None, scheme: str | None = None) -> HttpRequest:
-    """The request as the service sees it behind 10.0.0.0/8 and 2001:db8::/32."""
-    settings.TRUSTED_PROXIES = ["10.0.0.0/8", "2001:db8::/32"]
-    request = HttpRequest()
-    request.META = {"REMOTE_ADDR": peer, "wsgi.url_scheme": "http"}
-    if forwarded is not None:
-        request.META["HTTP_X_FORWARDED_FOR"] = forwarded
-    if scheme is not None:
-        request.META["HTTP_X_FORWARDED_PROTO"] = scheme
-    TrustedProxies(lambda _: HttpResponse())(request)
-    return request
-
-
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "client"),
-    [
-        ("10.0.0.2", "192.0.2.1", "192.0.2.1"),
-        ("10.0.0.2", "1.1.1.1, 192.0.2.1", "192.0.2.1"),
-        ("10.0.0.2", "192.0.2.1, 10.0.0.3", "192.0.2.1"),
-        ("10.0.0.2", "10.0.0.4, 10.0.0.3", "10.0.0.2"),
-        ("::ffff:10.0.0.2", "192.0.2.1", "192.0.2.1"),
-        ("2001:db8::1", "2001:db9::1", "2001:db9::1"),
-        ("10.0.0.2", "nonsense", "10.0.0.2"),
-        ("10.0.0.2", "192.0.2.1, nonsense", "10.0.0.2"),
-        ("10.0.0.2", "", "10.0.0.2"),
-        ("10.0.0.2", None, "10.0.0.2"),
-        ("192.0.2.9", "127.0.0.1", "192.0.2.9"),
-        ("", "127.0.0.1", ""),
-    ],
-)
-def test_the_address_is_the_last_that_is_no_proxy_of_ours(
-    settings: Settings, peer: str, forwarded: str | None, client: str
-) -> None:
-    request = seen(settings, peer, forwarded)
-    assert request.META["REMOTE_ADDR"] == client
-    assert "HTTP_X_FORWARDED_FOR" not in request.META
-
-
-@pytest.mark.parametrize(
-    ("peer", "scheme", "found"),
-    [
-        ("10.0.0.2", "https", "https"),
-        ("10.0.0.2", "HTTPS ", "https"),
-        ("10.0.0.2", None, "http"),
-        ("192.0.2.9", "https", "http"),
-    ],
-)
-def test_only_a_trusted_proxy_says_that_it_was_https(settings: Settings, peer: str, scheme: str, found: str) -> None:
-    request = seen(settings, peer, "192.0.2.1", scheme)
-    assert request.META["wsgi.url_scheme"] == found
-    assert "HTTP_X_FORWARDED_PROTO" not in request.META
-
-
-def test_gunicorn_itself_believes_nobody() -> None:
-    assert gunicorn.forwarded_allow_ips == ""
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [("192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3::4", "2001:db8:1:2::"), ("::ffff:192.0.2.1", "::ffff:192.0.2.1")],
-)
-def test_who_is_counted(address: str, network: str) -> None:
-    request = HttpRequest()
-    request.META["REMOTE_ADDR"] = address
-    assert client_network(request) == network

@@ -24,6 +24,36 @@ def given(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("X", value)
 
 
+# --- Origins ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://app.example.com", "http://localhost:3000", "http://[::1]:3000", "http://a:443", "https://a, http://b"],
+)
+def test_an_origin_is_as_a_browser_sends_it(
+    value: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, value)
+    assert environment.origins("X") == value.split(", ")
+    assert environment.mistakes == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["*", "null", "app.example.com", "https://app.example.com/", "https://app.example.com/x", "https://App.example.com",
+     "https://a:443", "http://a:80", "ftp://a", "https://user@a", "https://a?b", "https://", "https://a https://b"],
+)  # fmt: skip
+def test_an_origin_that_no_browser_sends_is_one_line(
+    value: str, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, f"https://fine.example.com,{value}")
+    assert environment.origins("X") == []
+    [line] = environment.mistakes
+    assert line.startswith(f"X is {value!r}; it must be a list of origins")
+    assert "\n" not in line
+
+
 # --- One variable -----------------------------------------------------------------------------------------------------
 
 

@@ -257,6 +257,18 @@ def test_another_body_under_the_same_key_is_refused() -> None:
     assert Batch.objects.count() == 1
 
 
+def test_a_key_whose_batch_retention_takes_meanwhile_is_free(monkeypatch: pytest.MonkeyPatch, rings: Rings) -> None:
+    gone = inbox.accept(events(), idempotency_key="k")
+    find = inbox._earlier
+
+    def too_late(batch: Batch) -> Batch | None:
+        Batch.objects.filter(pk=gone.pk).delete()
+        return find(batch)
+
+    monkeypatch.setattr(inbox, "_earlier", too_late)
+    assert inbox.accept(events(), idempotency_key="k").pk == Batch.objects.get().pk != gone.pk
+
+
 def test_another_key_is_another_publish() -> None:
     assert inbox.accept(events(), idempotency_key="k").pk != inbox.accept(events(), idempotency_key="K").pk
 
@@ -276,31 +288,6 @@ def test_of_concurrent_publishes_with_one_key_and_two_bodies_one_body_wins(rings
     answers = in_threads(lambda number: inbox.accept(events(str(number % 2)), idempotency_key="k").pk, 8)
     assert answers.count(Batch.objects.get().pk) == 4
     assert sum(isinstance(answer, inbox.KeyReused) for answer in answers) == 4
-
-
-def test_who_loses_the_race_for_a_key_gets_the_winners_batch(monkeypatch: pytest.MonkeyPatch, rings: Rings) -> None:
-    winner = inbox.accept(events(), idempotency_key="k")
-    find = Batch.objects.filter
-    looks: list[Any] = []
-
-    def too_early(**where: Any) -> Any:
-        looks.append(where)
-        return Batch.objects.none() if len(looks) == 1 else find(**where)
-
-    monkeypatch.setattr(Batch.objects, "filter", too_early)
-    assert inbox._commit_once(batch_like(winner)).pk == winner.pk
-
-
-def batch_like(batch: Batch) -> Batch:
-    return Batch(
-        accepted_at=batch.accepted_at,
-        next_attempt_at=batch.accepted_at,
-        received=batch.received,
-        body=batch.body,
-        size=batch.size,
-        idempotency_key=batch.idempotency_key,
-        fingerprint=batch.fingerprint,
-    )
 
 
 # --- Group commit -----------------------------------------------------------------------------------------------------
@@ -326,24 +313,48 @@ class SlowDisk:
                 raise OperationalError("database or disk is full")
         return execute(sql, *rest)
 
-    def accept(self, number: int) -> Batch:
+    def accept(self, number: int, key: str | None = None) -> Batch:
         if number:
             self.busy.wait()
         with connection.execute_wrapper(self._write):
-            return inbox.accept(events(str(number)))
+            return inbox.accept(events(str(number)), idempotency_key=key)
+
+    def accept_keyed(self, number: int) -> Batch:
+        """Accepts every other one under a key of its own."""
+        return self.accept(number, f"key {7 * number % 8}" if number % 2 else None)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_publishes_that_wait_for_the_disk_share_one_write(rings: Rings) -> None:
+@pytest.mark.parametrize("accept", [SlowDisk.accept, SlowDisk.accept_keyed])
+def test_publishes_that_wait_for_the_disk_share_one_write(accept: Any, rings: Rings) -> None:
     disk = SlowDisk(threads=8)
-    in_threads(disk.accept, 8)
+    in_threads(lambda number: accept(disk, number), 8)
     assert disk.writes == 2
     assert Batch.objects.count() == 8
 
 
 @pytest.mark.django_db(transaction=True)
-def test_each_waiter_gets_its_own_batch(rings: Rings) -> None:
-    for number, batch in enumerate(in_threads(SlowDisk(threads=8).accept, 8)):
+def test_of_those_that_share_a_write_and_a_key_one_is_written(rings: Rings) -> None:
+    disk = SlowDisk(threads=8)
+    batches = in_threads(lambda number: inbox_accept_same(disk, number), 8)
+    assert disk.writes == 2
+    assert len({batch.pk for batch in batches}) == Batch.objects.count() == 5
+
+
+def inbox_accept_same(disk: SlowDisk, number: int) -> Batch:
+    """Accepts the last four threads' publishes as one."""
+    if number < 4:
+        return disk.accept(number)
+    disk.busy.wait()
+    with connection.execute_wrapper(disk._write):
+        return inbox.accept(events("same"), idempotency_key="same")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("accept", [SlowDisk.accept, SlowDisk.accept_keyed])
+def test_each_waiter_gets_its_own_batch(accept: Any, rings: Rings) -> None:
+    disk = SlowDisk(threads=8)
+    for number, batch in enumerate(in_threads(lambda number: accept(disk, number), 8)):
         [kept] = wire.decode_kept(bytes(Batch.objects.get(pk=batch.pk).body or b""))
         assert kept.event_id == str(number)
 

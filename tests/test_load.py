@@ -161,6 +161,9 @@ class Service:
         #: Answers to give to publishes before any is accepted: status, body, headers.
         self.first: list[tuple[int, Any, dict[str, str]]] = []
         self.loses_everything = False
+        #: Whether the API key may only publish.
+        self.hides_its_books = False
+        self.idempotency_keys: list[str] = []
         self.has_accepted = threading.Event()
         service = self
 
@@ -169,11 +172,15 @@ class Service:
             disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
-                self.say(200, {"status": "healthy"} if self.path == "/health" else service.books, {})
+                if self.path == "/stats" and service.hides_its_books:
+                    self.say(403, {"detail": "This needs an API key with the scope read."}, {})
+                else:
+                    self.say(200, {"status": "healthy"} if self.path == "/health" else service.books, {})
 
             def do_POST(self) -> None:
                 events = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 service.connections.add(self.client_address)
+                service.idempotency_keys.append(self.headers["Idempotency-Key"])
                 with service.lock:
                     if service.first:
                         self.say(*service.first.pop(0))
@@ -274,6 +281,16 @@ def test_a_busy_service_is_asked_again_and_the_retries_counted(service: Service,
     result = run(client, generate(50), batch_size=10)
 
     assert (result.accepted, result.retries, result.stopped) == (50, 2, None)
+
+
+def test_a_retry_has_the_key_of_its_first_try(service: Service, client: Client) -> None:
+    service.first = [(503, {}, {})]
+
+    run(client, generate(30), batch_size=10, concurrency=1)
+
+    first, again, *others = service.idempotency_keys
+    assert first == again
+    assert len({first, *others}) == 3
 
 
 def test_a_refusal_ends_the_run_with_the_words_of_the_service(service: Service, client: Client) -> None:
@@ -420,11 +437,25 @@ def test_what_others_publish_meanwhile_is_not_held_against_the_run() -> None:
     assert "The other 50 came from other publishers." in text
 
 
-def test_a_retried_request_may_have_been_accepted_twice() -> None:
-    ok, text = judged(stats(), stats(110, 80, 30), replace(DONE, retries=1))
+def test_a_request_without_an_answer_may_have_been_accepted() -> None:
+    ok, text = judged(stats(), stats(100, 75, 25), replace(DONE, sent=100, accepted=90, stopped="gone"))
 
     assert ok
     assert "answer got lost" in text
+
+
+def test_a_retried_request_is_accepted_once() -> None:
+    ok, text = judged(stats(), stats(110, 80, 30), replace(DONE, retries=1))
+
+    assert ok
+    assert "The other 10 came from other publishers." in text
+
+
+def test_where_nothing_was_accepted_nothing_is_proved() -> None:
+    ok, text = judged(stats(), stats(), replace(DONE, accepted=0, refused=100, stopped="refused with 413"))
+
+    assert not ok
+    assert text == "Nothing was accepted."
 
 
 def test_a_run_that_ended_early_is_judged_by_what_was_accepted() -> None:
@@ -577,6 +608,39 @@ def test_a_refused_run_does_not_end_well(service: Service) -> None:
 
     assert code == 1
     assert "Stopped early: refused with 403: this key may not publish" in text
+
+
+def test_a_publish_that_is_too_large_ends_in_an_honest_failure(service: Service) -> None:
+    service.first = [(413, {"detail": "send at most 10000"}, {})]
+
+    code, text = published("--url", service.url, "--count", "100", "--batch-size", "20000")
+
+    assert code == 1
+    assert "Stopped early: refused with 413: send at most 10000" in text
+    assert "Nothing was accepted." in text
+    assert "Nothing is missing" not in text
+
+
+def test_a_key_that_may_only_publish_publishes_without_the_proof(service: Service) -> None:
+    service.hides_its_books = True
+
+    code, text = published("--url", service.url, "--count", "50")
+
+    assert code == 0
+    assert service.books["received"] == 50
+    assert "no scope read" in text
+    assert "50 accepted, each with a receipt; not checked against /stats." in text
+
+
+def test_a_key_that_may_only_publish_is_still_told_of_refusals(service: Service) -> None:
+    service.hides_its_books = True
+    service.first = [(403, {"detail": "not this topic"}, {})] * 4
+
+    code, text = published("--url", service.url, "--count", "1000")
+
+    assert code == 1
+    assert "not this topic" in text
+    assert "Nothing was accepted." in text
 
 
 def test_a_service_that_does_not_come_up_is_one_line() -> None:

@@ -19,6 +19,7 @@ from django.db import OperationalError, connection
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
+from aggregator_project import requests
 from events import health, inbox, metrics, scrape, store, tasks
 from events.models import Batch
 from tests.conftest import Publish, event
@@ -118,6 +119,29 @@ def test_the_size_of_sqlites_log_is_told(publish: Publish) -> None:
 
 
 # --- What is counted --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "OPTIONS"])
+def test_only_what_was_published_counts_as_refused(client: Client, method: str) -> None:
+    change = Change()
+    client.generic(method, "/publish", headers={"Host": "localhost"})
+    client.generic("POST", "/publish/")
+    assert [change.of(f"aggregator_publishes_refused_total reason={reason}") for reason in metrics.REFUSALS] == (
+        [0] * len(metrics.REFUSALS)
+    )
+
+
+@pytest.mark.parametrize(("status", "reason"), [(400, "invalid"), (499, "invalid"), (500, "error"), (502, "error")])
+def test_a_publishers_mistake_raises_no_alarm(status: int, reason: str) -> None:
+    assert requests._reason(status) == reason
+
+
+def test_every_reason_that_an_alert_names_is_one() -> None:
+    rules = (OPS / "prometheus" / "alerts.yml").read_text()
+    [named] = re.findall(r'publishes_refused_total\{reason=~"([^"]+)"', rules)
+    assert set(named.split("|")) <= set(metrics.REFUSALS)
+    assert set(requests._REASONS.values()) <= set(metrics.REFUSALS)
 
 
 @pytest.mark.django_db

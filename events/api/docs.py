@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
+from django.http import HttpResponseRedirect
+from django.urls import reverse
+from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from events.api.doors import ApiKeyAuthentication, GuardedView, HasScopeOrLogin
 from events.api.json import JSONRenderer
@@ -38,3 +42,11 @@ class SchemaView(PageView, SpectacularAPIView):
 
 class DocsView(PageView, SpectacularSwaggerSplitView):
     """Swagger UI, with its script apart from the page, so that the page needs no inline script."""
+
+
+class IndexView(APIView):
+    """Lead to the docs."""
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> HttpResponseRedirect:
+        return HttpResponseRedirect(reverse("docs"))

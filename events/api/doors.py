@@ -16,12 +16,16 @@ from rest_framework.views import APIView
 
 from aggregator_project.proxies import client_network
 from events import keys, wire
+from events.api.curl import curl_line
 from events.models import ApiKey
 
 log = logging.getLogger(__name__)
 
 #: Seconds without a try after the cache failed, so that a dead one costs one request a pause, not every one.
 THROTTLE_PAUSE_SECONDS = 1.0
+
+#: Schemes of Authorization that hold an API key, in small letters.
+_SCHEMES = ("api-key", "bearer")
 
 
 class ForeignTopics(Exception):
@@ -67,13 +71,15 @@ def key_of(request: Request) -> ApiKey | None:
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """`Authorization: Api-Key …`; request.auth is its row."""
+    """`Authorization: Api-Key …` or `Bearer …`, or `X-API-Key: …`; request.auth is its row."""
 
     def authenticate(self, request: Request) -> tuple[None, ApiKey] | None:
-        scheme, _, given = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() != "api-key":
+        given = _given_keys(request)
+        if not given:
             return None
-        key = keys.find(given.strip())
+        if len(given) > 1:
+            raise AuthenticationFailed("Authorization and X-API-Key hold different API keys: send one of them.")
+        key = keys.find(given.pop())
         if key is None:
             raise AuthenticationFailed(
                 "This API key is unknown or revoked: ask the operator for a new one (manage.py apikey create)."
@@ -82,7 +88,25 @@ class ApiKeyAuthentication(BaseAuthentication):
 
     def authenticate_header(self, request: Request) -> str:
         # Makes it a 401 (RFC 9110 section 11.6.1).
-        return 'Api-Key realm="event aggregator"'
+        return 'Api-Key realm="event aggregator", Bearer realm="event aggregator"'
+
+
+def _given_keys(request: Request) -> set[str]:
+    scheme, _, key = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+    # Another scheme may be a proxy's own, as Basic often is.
+    given = {key.strip()} if scheme.lower() in _SCHEMES else set()
+    if x_api_key := request.META.get("HTTP_X_API_KEY"):
+        given.add(x_api_key.strip())
+    return given
+
+
+def _what_to_send(request: Request) -> str:
+    wrong = ""
+    if request.META.get("HTTP_AUTHORIZATION"):
+        # Without what it holds: that may be a key without a scheme.
+        wrong = "The scheme in Authorization is neither Api-Key nor Bearer. "
+    line = curl_line(request._request, request.path, method=str(request.method))
+    return f"{wrong}An API key is needed: send the header Authorization: Api-Key <key>. This works: {line}"
 
 
 class HasScope(BasePermission):
@@ -91,7 +115,7 @@ class HasScope(BasePermission):
     def has_permission(self, request: Request, view: GuardedView) -> bool:  # type: ignore[override]
         key = key_of(request)
         if key is None:
-            raise NotAuthenticated("An API key is needed: send the header Authorization: Api-Key <key>.")
+            raise NotAuthenticated(_what_to_send(request))
         if view.scope != "any" and view.scope not in key.scopes:
             raise PermissionDenied(
                 f"This needs an API key with the scope {view.scope}; this one has {' and '.join(key.scopes)}."
@@ -109,9 +133,7 @@ class HasScopeOrLogin(HasScope):
         if user is not None and user.is_active and user.is_staff:
             return True
         if key_of(request) is None:
-            raise NotAuthenticated(
-                "Log in at /admin/ first, or send an API key in the header Authorization: Api-Key <key>."
-            )
+            raise NotAuthenticated(f"Log in at /admin/ first, or send an API key. {_what_to_send(request)}")
         return super().has_permission(request, view)
 
 

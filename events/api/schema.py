@@ -43,15 +43,19 @@ class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
     """Where the service requires keys: the button Authorize in /docs, and a lock beside each call."""
 
     target_class = "events.api.doors.ApiKeyAuthentication"
-    name = "ApiKey"
+    name = ["ApiKey", "Bearer", "XApiKey"]
 
-    def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
-        return {
-            "type": "apiKey",
-            "in": "header",
-            "name": "Authorization",
-            "description": "`Api-Key <key>`; the operator makes one with `manage.py apikey create`.",
-        }
+    def get_security_requirement(self, auto_schema: Any) -> list[dict[str, list[Any]]]:
+        # Any one of them, and not all of them together.
+        return [{name: []} for name in self.name]
+
+    def get_security_definition(self, auto_schema: Any) -> list[dict[str, Any]]:
+        made = "The operator makes a key with `manage.py apikey create`."
+        return [
+            {"type": "apiKey", "in": "header", "name": "Authorization", "description": f"`Api-Key <key>`. {made}"},
+            {"type": "http", "scheme": "bearer", "description": f"`Bearer <key>`. {made}"},
+            {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": f"`<key>`. {made}"},
+        ]
 
 
 def _answer(schema: dict[str, Any], description: str, *examples: OpenApiExample) -> OpenApiResponse:
@@ -86,7 +90,7 @@ _RETRY = _header("Retry-After", "Seconds to wait before the next try.", OpenApiT
 
 #: What any call may answer that needs a key and can be throttled.
 _DOORS = {
-    401: _error("No API key where one is needed, or one that is unknown or revoked."),
+    401: _error("No API key where one is needed, two that differ, or one that is unknown or revoked."),
     403: _error("The API key does not open this."),
     429: _error("Too many requests; Retry-After says when to come back."),
 }

@@ -1,10 +1,9 @@
 """The addresses of the API, without trailing slashes."""
 
 from django.urls import path
-from django.views.generic import RedirectView
 
 from events.api.batches import BatchView
-from events.api.docs import DocsView, SchemaView
+from events.api.docs import DocsView, IndexView, SchemaView
 from events.api.events import EventsView
 from events.api.metrics import MetricsView
 from events.api.publish import PublishView
@@ -12,7 +11,7 @@ from events.api.ready import ReadyView
 from events.api.stats import HealthView, StatsView
 
 urlpatterns = [
-    path("", RedirectView.as_view(url="/docs")),
+    path("", IndexView.as_view(), name="index"),
     path("publish", PublishView.as_view(), name="publish"),
     path("events", EventsView.as_view(), name="events"),
     path("stats", StatsView.as_view(), name="stats"),

@@ -113,14 +113,15 @@ class _Recording(Client):
 
     def record(self, publish: Publish, events: list[dict[str, Any]]) -> None:
         self._current = publish
-        self._http.headers.pop("Idempotency-Key", None)
-        if publish.idempotency_key:
-            self._http.headers["Idempotency-Key"] = publish.idempotency_key
-        publish.batch_id = int(self.publish(events).batch_id)
+        publish.batch_id = int(self.publish(events, idempotency_key=publish.idempotency_key).batch_id)
 
-    def _post(self, body: bytes) -> Answer:
+    def _post(self, body: bytes, idempotency_key: str) -> Answer:
+        headers = {"Content-Type": "application/json"}
+        if self._current.idempotency_key:
+            # The others are publishers that know nothing of it, as those of other people may be.
+            headers["Idempotency-Key"] = idempotency_key
         try:
-            return super()._post(body)
+            return self._answer("POST", "/publish", body, headers)
         except NoAnswer:
             self._current.unanswered += 1
             raise

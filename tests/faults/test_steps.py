@@ -32,7 +32,7 @@ def killed_at_every_step(work: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("work", "moments"),
     [
-        ("accept", ["flock", "_commit", "ring", 'INSERT INTO "events_batch"', "BEGIN IMMEDIATE"]),
+        ("accept", ["flock", "ring", 'INSERT INTO "events_batch"', 'SELECT "events_batch"."id"']),
         ("store", ["flock", "_commit", 'INSERT INTO "events_event"', 'UPDATE "events_batch"']),
     ],
 )

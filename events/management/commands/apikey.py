@@ -4,13 +4,14 @@ from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from events import keys
+from events.management.base import BaseCommand
 from events.models import ApiKey
 
 

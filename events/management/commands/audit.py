@@ -3,10 +3,11 @@
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import DatabaseError
 
 from events.audit import audit
+from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError
 
 from events.backup import NotCopied, back_up
+from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):

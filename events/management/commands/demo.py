@@ -13,12 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any, cast
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from aggregator_project.stack import tethered
+from events.management.base import BaseCommand
 from publisher import Client, PublishRefused, ServiceUnavailable, UnexpectedAnswer
 from publisher.load import LoadResult, generate, run
 

@@ -3,9 +3,10 @@
 import time
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import DatabaseError
 
+from events.management.base import BaseCommand
 from events.retention import prune
 
 #: Seconds between two lines that say how far it is.

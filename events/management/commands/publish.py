@@ -5,9 +5,10 @@ import sys
 from argparse import Namespace
 from typing import IO, Any, cast
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from rich.console import Console
 
+from events.management.base import BaseCommand
 from publisher.command import publish
 from publisher.options import add_options
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from events.dead_letters import replay
+from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):

@@ -8,11 +8,12 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management import call_command
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, connection, connections
 
 from aggregator_project.environment import Environment
 from events.audit import audit
+from events.management.base import BaseCommand
 from events.stats import Books, books
 from events.transfer import Changed, NotOurs, transfer
 

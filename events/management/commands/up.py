@@ -12,11 +12,12 @@ from typing import Any
 
 import psutil
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from aggregator_project.doors import open_doors
 from aggregator_project.stack import NoBroker, add_options, address_of, supervisor_command
 from events.checks import exit_on_errors
+from events.management.base import BaseCommand
 from events.management.commands.prepare import create_admin, prepare_database
 
 
