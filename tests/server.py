@@ -26,14 +26,24 @@ class Server:
         log: what it has written.
     """
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
+    def __init__(self, folder: Path, port: int, environment: dict[str, str]) -> None:
+        self.folder, self.port, self._environment = folder, port, environment
         self.url = f"http://127.0.0.1:{port}"
         self._log = folder / "web.log"
 
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def manage(self, *arguments: str) -> bytes:
+        """Runs a command of manage.py with the service's settings and returns what it prints."""
+        return subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=settings.BASE_DIR,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
@@ -60,15 +70,16 @@ def serving(folder: Path, *, overrides: str = "", **variables: str) -> Iterator[
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        server = Server(folder, free.getsockname()[1])
+        port = free.getsockname()[1]
     ours = {*settings.ENVIRONMENT.names, "DJANGO_SETTINGS_MODULE"}
     environment = {name: value for name, value in os.environ.items() if name not in ours} | {
         "DATA_DIR": str(folder),
-        "PORT": str(server.port),
+        "PORT": str(port),
         "CACHE_URL": "locmem://",
         "LOG_FORMAT": "json",
         **variables,
     }
+    server = Server(folder, port, environment)
     root = settings.BASE_DIR
     (folder / "configuration.py").write_text(f"from aggregator_project.gunicorn import *\n{overrides}\n")
     with (folder / "web.log").open("wb") as log:

@@ -66,14 +66,20 @@ def key_of(request: Request) -> ApiKey | None:
     return request.auth  # type: ignore[return-value]  # the stubs know DRF's own tokens only
 
 
+def given_key(authorization: str) -> str | None:
+    """What an Authorization header gives as an API key, or None where it holds something else."""
+    scheme, _, given = authorization.partition(" ")
+    return given.strip() if scheme.lower() == "api-key" else None
+
+
 class ApiKeyAuthentication(BaseAuthentication):
     """`Authorization: Api-Key …`; request.auth is its row."""
 
     def authenticate(self, request: Request) -> tuple[None, ApiKey] | None:
-        scheme, _, given = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() != "api-key":
+        given = given_key(request.META.get("HTTP_AUTHORIZATION", ""))
+        if given is None:
             return None
-        key = keys.find(given.strip())
+        key = keys.find(given)
         if key is None:
             raise AuthenticationFailed(
                 "This API key is unknown or revoked: ask the operator for a new one (manage.py apikey create)."
