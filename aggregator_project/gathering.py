@@ -10,6 +10,7 @@ this head describes. Nothing reads either of them a second time, so no two readi
 """
 
 import errno
+import gc
 import json
 import re
 import selectors
@@ -286,6 +287,8 @@ class GatheringWorker(ThreadWorker):
         # Those of them that wait until less is worked on, and how many bytes that is.
         self._queue: deque[TConn] = deque()
         self._worked_on = 0
+        # Bytes of large requests that were answered since the garbage collector last ran.
+        self._done = 0
         # Connections that are over, and until when their clients have time to say so too.
         self._leaving: dict[TConn, float] = {}
         self._held = 0
@@ -411,6 +414,12 @@ class GatheringWorker(ThreadWorker):
         self._held -= size
         if size > LARGEST_HEAD:
             self._worked_on -= size
+            self._done += size
+            if self._done >= MOST_WORKED_ON:
+                # REST framework's views, requests and answers refer to each other, so the events they hold stay until
+                # the collector comes, which counts objects and not bytes.
+                self._done = 0
+                gc.collect()
             self._start_large()
         if fs.cancelled() or fs.exception() or fs.result():
             super().finish_request(conn, fs)

@@ -20,6 +20,7 @@ from events import metrics, tracing, wire
 from events.models import ApiKey, Batch
 from events.origin import request_id
 from events.turn import turn, writing
+from events.writes import forget_large_write
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def accept(events: Sequence[wire.Event], *, idempotency_key: str | None = None, 
     batch.idempotency_key = idempotency_key
     batch.fingerprint = sha256(body).digest()
     batch = _commit_once(batch)
+    forget_large_write(len(body))
     ring()
     return batch
 
@@ -204,6 +206,7 @@ class GroupCommit:
         for waiting in group:
             waiting.error = error
             waiting.done = True
+        forget_large_write(sum(waiting.batch.size for waiting in group))
 
     def _gathered(self) -> list[_Waiting]:
         # One at a time: whoever is appended meanwhile is either in this group or left for the next.

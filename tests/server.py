@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 from django.conf import settings
 
 #: Seconds a start may take on a busy machine.
@@ -24,7 +25,10 @@ class Server:
         port: the same, for raw connections.
         folder: its DATA_DIR.
         log: what it has written.
+        process: its master.
     """
+
+    process: subprocess.Popen[bytes]
 
     def __init__(self, folder: Path, port: int, environment: dict[str, str]) -> None:
         self.folder, self.port, self._environment = folder, port, environment
@@ -34,6 +38,11 @@ class Server:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """Its processes that answer requests."""
+        return psutil.Process(self.process.pid).children()
 
     def manage(self, *arguments: str) -> bytes:
         """Runs a command of manage.py with the service's settings and returns what it prints."""
@@ -60,12 +69,13 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *, overrides: str = "", **variables: str) -> Iterator[Server]:
+def serving(folder: Path, *, overrides: str = "", ulimit: str = "", **variables: str) -> Iterator[Server]:
     """Runs gunicorn until the block ends.
 
     Args:
         folder: an empty folder.
         overrides: lines of Python behind aggregator_project/gunicorn.py, to shorten what nobody wants to wait for.
+        ulimit: options of the shell's ulimit, for what the service may have.
         variables: settings.
     """
     with socket.socket() as free:
@@ -86,8 +96,11 @@ def serving(folder: Path, *, overrides: str = "", **variables: str) -> Iterator[
         subprocess.run(
             [sys.executable, "manage.py", "migrate", "-v0"], cwd=root, env=environment, stderr=log, check=True
         )
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-c", str(folder / "configuration.py"), "aggregator_project.wsgi"],
+        command = [sys.executable, "-m", "gunicorn", "-c", str(folder / "configuration.py"), "aggregator_project.wsgi"]
+        if ulimit:
+            command = ["/bin/sh", "-c", f'ulimit {ulimit} && exec "$@"', "sh", *command]
+        server.process = process = subprocess.Popen(
+            command,
             cwd=root,
             env=environment,
             stdout=log,

@@ -5,10 +5,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from django.conf import settings as django_settings
 from django.test import Client
 from pytest_django import Settings
 
@@ -169,6 +171,161 @@ def test_what_is_held_of_incomplete_requests_is_bounded(server: Server) -> None:
     assert_serves(server)
 
 
+LARGE = 10 * 1024 * 1024 - 300
+
+
+def large_body(form: str, number: int) -> bytes:
+    if form == "one event":
+        return json.dumps(event(f"one-{number}", payload={"x": "y" * LARGE})).encode()
+    if form == "many events":
+        return json.dumps([event(f"{number}-{at}", payload={"x": "y" * 900}) for at in range(10_000)]).encode()
+    return b"[" + b" " * LARGE + b"}"
+
+
+def test_bodies_in_flight_leave_a_process_below_400_mb(tmp_path: Path) -> None:
+    """At the default limits; most bodies arrive at once, and what does not fit is told to come again."""
+    answers = []
+
+    def send(number: int) -> None:
+        form = ("one event", "many events", "not JSON", "in chunks")[number % 4]
+        body = large_body("one event" if form == "in chunks" else form, number)
+        with server.connect() as opened, suppress(ConnectionError):
+            opened.settimeout(120)
+            if form == "in chunks":
+                opened.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+                for at in range(0, len(body), 65536):
+                    part = body[at : at + 65536]
+                    opened.sendall(b"%x\r\n%s\r\n" % (len(part), part))
+                opened.sendall(b"0\r\n\r\n")
+            else:
+                opened.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            answers.append(status(opened.recv(1000)))
+
+    with serving(tmp_path) as server:
+        senders = [threading.Thread(target=send, args=(number,)) for number in range(32)]
+        for sender in senders:
+            sender.start()
+        most = 0
+        while any(sender.is_alive() for sender in senders):
+            most = max(most, *(worker.memory_info().rss for worker in server.workers))
+            senders[0].join(0.01)
+        kept = max(worker.memory_info().rss for worker in server.workers)
+        assert "Traceback" not in server.log
+    assert {202, 400} <= set(answers) <= {202, 400, 503}
+    assert most < 400_000_000
+    # Nothing of them stays: not in reference cycles, nor in statements of SQLite, nor in pieces that fit no other body.
+    assert kept < 200_000_000
+
+
+def test_a_large_body_leaves_no_room_for_large_ones_but_for_small_ones(tmp_path: Path) -> None:
+    """What is held and what is worked on are bounded for large bodies only."""
+    tight = "from aggregator_project import gathering\ngathering.MOST_HELD = 1_000_000\ngathering.MOST_WORKED_ON = 1"
+    with serving(tmp_path, overrides=tight, WEB_PROCESSES="1") as server, ExitStack() as stack:
+        beginning = HEAD + b"Content-Length: 2000000\r\n\r\n[" + b" " * 900_000
+        stack.enter_context(server.connect()).sendall(beginning)
+        # Complete as it is, and refused all the same: the bound holds for what is about to be worked on too.
+        body = json.dumps(event(payload={"x": "y" * 200_000})).encode()
+        refused = httpx.post(f"{server.url}/publish", content=body, headers={"Content-Type": "application/json"})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
+        assert refused.json()["detail"]
+        assert_serves(server)
+
+
+# --- Connections ------------------------------------------------------------------------------------------------------
+
+
+def keep(server: Server, stack: ExitStack) -> bytes:
+    """Opens a connection, has one request answered on it, and leaves it open."""
+    opened = stack.enter_context(server.connect())
+    opened.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return opened.recv(65536).lower()
+
+
+def test_an_idle_connection_stays_open_for_longer_than_load_balancers_keep_theirs() -> None:
+    assert django_settings.KEEPALIVE_SECONDS > 90
+
+
+def test_an_idle_connection_is_closed_after_keepalive_seconds(tmp_path: Path) -> None:
+    with serving(tmp_path, KEEPALIVE_SECONDS="1") as server, server.connect() as opened:
+        opened.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"keep-alive" in opened.recv(65536).lower()
+        assert opened.recv(1000) == b""
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service with places for twelve connections, eight of which may be idle."""
+    folder = tmp_path_factory.mktemp("narrow")
+    few = "worker_connections = 12"
+    with serving(folder, overrides=few, WEB_PROCESSES="1", WEB_THREADS="4", KEEPALIVE_SECONDS="3600") as server:
+        yield server
+
+
+def test_idle_connections_hold_places_but_no_threads(narrow: Server) -> None:
+    with ExitStack() as stack:
+        answers = [keep(narrow, stack) for _ in range(10)]
+        assert [b"connection: close" in answer for answer in answers] == [False] * 8 + [True] * 2
+        assert_serves(narrow)
+
+
+def test_every_end_of_a_connection_gives_its_place_back(narrow: Server) -> None:
+    endings = [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\nHost: localhost\n\n",
+        HEAD + b"Content-Length: 99999999\r\n\r\n[",
+        HEAD + b"Content-Length: 9\r\n\r\n[",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n[",
+        HEAD + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+    ]
+    for _ in range(3):
+        for sent in endings:
+            with narrow.connect() as opened:
+                opened.sendall(sent)
+            with narrow.connect() as opened, suppress(ConnectionError):
+                opened.sendall(sent)
+                opened.shutdown(socket.SHUT_WR)
+                opened.recv(65536)
+    assert_serves(narrow)
+
+
+def test_a_service_that_stops_does_not_wait_for_idle_connections(tmp_path: Path) -> None:
+    with serving(tmp_path, KEEPALIVE_SECONDS="3600") as server, ExitStack() as stack:
+        for _ in range(20):
+            assert b"keep-alive" in keep(server, stack)
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+
+
+def open_many(server: Server, stack: ExitStack, number: int) -> None:
+    for _ in range(number):
+        opened = stack.enter_context(socket.socket())
+        opened.settimeout(30)
+        opened.connect(("127.0.0.1", server.port))
+
+
+def test_a_soft_limit_of_files_is_raised(tmp_path: Path) -> None:
+    """macOS begins with 256."""
+    with serving(tmp_path, ulimit="-Sn 256") as server, ExitStack() as stack:
+        before = [worker.pid for worker in server.workers]
+        open_many(server, stack, 620)
+        assert_serves(server)
+        assert [worker.pid for worker in server.workers] == before
+
+
+@pytest.mark.parametrize("overrides", ["", "worker_connections = 800"], ids=["known", "not known"])
+def test_connections_beyond_the_limit_of_files_wait(tmp_path: Path, overrides: str) -> None:
+    with serving(tmp_path, ulimit="-n 256", overrides=overrides) as server:
+        before = [worker.pid for worker in server.workers]
+        with ExitStack() as stack:
+            open_many(server, stack, 620)
+        assert_serves(server)
+        assert [worker.pid for worker in server.workers] == before
+        assert ("no file is left" in server.log) == bool(overrides)
+
+
 # --- What has to go on working ----------------------------------------------------------------------------------------
 
 
@@ -202,6 +359,18 @@ def test_who_leaves_in_the_middle_of_a_body_has_published_nothing(server: Server
         opened.shutdown(socket.SHUT_WR)
         assert status(opened.recv(1000)) == 400
     assert httpx.get(f"{server.url}/stats").json()["received"] == before
+
+
+@pytest.mark.parametrize("path", ["/health", "/stats", "/events", "/docs", "/nowhere"])
+@pytest.mark.parametrize("accept", ["*/*", "text/csv"])
+def test_head_has_the_headers_of_get_and_no_line_in_the_log(server: Server, path: str, accept: str) -> None:
+    with httpx.Client(base_url=server.url, headers={"Accept": accept}) as client:
+        get, head = client.get(path), client.head(path)
+        assert head.status_code == get.status_code
+        assert head.headers["Content-Type"] == get.headers["Content-Type"]
+        assert head.headers.get("Content-Length") in (get.headers.get("Content-Length"), None)
+        assert client.get("/health").status_code == 200
+    assert "no-body response" not in server.log
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------
