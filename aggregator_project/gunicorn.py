@@ -32,9 +32,9 @@ class Log(Logger):
 
 #: Connections a process has at a time, where the limit of files carries so many.
 MOST_CONNECTIONS = 800
-#: Files that a process may have open besides: some of its own, and of each thread a connection to the database (four
-#: files on SQLite), to the cache and to the broker, and one that it has just opened.
-OTHER_FILES = 100 + 8 * settings.WEB_THREADS
+#: Files that a process may have open besides: 16 of its own to begin with, and for each thread up to four of SQLite's,
+#: the cache and the broker. With 40 busy clients it had 40 of them.
+OTHER_FILES = 60 + 8 * settings.WEB_THREADS
 #: Bytes from which on a block of memory goes back to the system as soon as it is free.
 LARGE_BLOCK = 1024 * 1024
 

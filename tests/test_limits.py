@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from django.conf import settings as django_settings
-from django.test import Client
+from django.http import StreamingHttpResponse
+from django.test import Client, RequestFactory
 from pytest_django import Settings
 
 from aggregator_project.gathering import LARGEST_HEAD
+from aggregator_project.middleware import without_body_for_head
 from events.api import events as listing
 from tests.conftest import event
 from tests.server import Server, serving
@@ -202,7 +204,7 @@ def test_bodies_in_flight_leave_a_process_below_400_mb(tmp_path: Path) -> None:
             answers.append(status(opened.recv(1000)))
 
     with serving(tmp_path) as server:
-        senders = [threading.Thread(target=send, args=(number,)) for number in range(32)]
+        senders = [threading.Thread(target=send, args=(number,)) for number in range(24)]
         for sender in senders:
             sender.start()
         most = 0
@@ -371,6 +373,23 @@ def test_head_has_the_headers_of_get_and_no_line_in_the_log(server: Server, path
         assert head.headers.get("Content-Length") in (get.headers.get("Content-Length"), None)
         assert client.get("/health").status_code == 200
     assert "no-body response" not in server.log
+
+
+def test_an_export_that_head_asks_for_is_not_put_together() -> None:
+    closed = threading.Event()
+
+    class Export(Iterator[bytes]):
+        def __next__(self) -> bytes:
+            raise AssertionError("somebody read it")
+
+        def close(self) -> None:
+            closed.set()
+
+    middleware = without_body_for_head(lambda _request: StreamingHttpResponse(Export()))
+    response = middleware(RequestFactory().head("/events"))
+    assert list(response) == []
+    response.close()
+    assert closed.is_set()
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------
