@@ -1,9 +1,12 @@
 """gunicorn's configuration: `gunicorn -c python:aggregator_project.gunicorn aggregator_project.wsgi`."""
 
+import ctypes
 import gc
 import logging
 import os
+import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,47 @@ class Log(Logger):
     access_log_enabled = False
 
 
+#: Connections a process has at a time, where the limit of files carries so many.
+MOST_CONNECTIONS = 800
+#: Files that a process may have open besides: 16 of its own to begin with, and for each thread up to four of SQLite's,
+#: the cache and the broker. With 40 busy clients it had 40 of them.
+OTHER_FILES = 60 + 8 * settings.WEB_THREADS
+#: Bytes from which on a block of memory goes back to the system as soon as it is free.
+LARGE_BLOCK = 1024 * 1024
+
+
+def connections_within_limit() -> int:
+    """Raises the soft limit of open files as far as it is needed and allowed; it is 256 on macOS.
+
+    Returns:
+        Connections that the limit carries, MOST_CONNECTIONS at most.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MOST_CONNECTIONS + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        # macOS has a limit of its own besides; then what there is has to do.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return MOST_CONNECTIONS
+    # With fewer than twice the threads nobody could be kept; what goes beyond the limit then waits, see gathering.py.
+    return max(soft - OTHER_FILES, 2 * settings.WEB_THREADS)
+
+
+def give_back_large_blocks() -> None:
+    """Has glibc return what large bodies took when they are done with.
+
+    On its own it raises the size from which it does so to that of the largest block so far, and after the first body of
+    10 MiB keeps them all, in pieces that fit no other: 80 to 200 MB a process.
+    """
+    m_mmap_threshold = -3  # from <malloc.h>
+    # Other C libraries have no such function, and other habits.
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, LARGE_BLOCK)
+
+
 bind = f"[{settings.BIND}]:{settings.PORT}" if ":" in settings.BIND else f"{settings.BIND}:{settings.PORT}"
 # Threads, which one SQLite file serves as well as processes do, but none of them for a slow client: see gathering.py.
 worker_class = "aggregator_project.gathering.GatheringWorker"
@@ -34,8 +78,7 @@ workers = settings.WEB_PROCESSES
 threads = settings.WEB_THREADS
 # Loaded once in the master: the processes share its memory, and /stats its start time.
 preload_app = True
-#: Seconds an idle connection stays open; longer than the pauses of a publisher that posts now and then.
-keepalive = 30
+keepalive = settings.KEEPALIVE_SECONDS
 #: Seconds a process may be silent before it is replaced. Threads keep it talking, so this is for a process that hangs.
 timeout = 30
 #: Seconds for requests in flight when the service is stopped; less than stack.STOP_SECONDS.
@@ -45,8 +88,7 @@ graceful_timeout = 6
 reuse_port = sys.platform == "linux"
 #: Connections that wait to be taken, while all processes are busy.
 backlog = 2048
-#: Connections a process has at a time. With what else it has open that is below the 1,024 files of a common limit.
-worker_connections = 800
+worker_connections = connections_within_limit()
 # A page of events with three filters of 255 characters each, all of them escaped, has about 9,500; 8,190 is the most
 # that gunicorn can be told. A request's line and headers together: see gathering.py.
 limit_request_line = 8190
@@ -64,6 +106,9 @@ logger_class = Log
 # gunicorn listens for its own command line on a socket in the home folder; nothing here uses it.
 control_socket_disable = True
 proc_name = "aggregator-web"
+
+
+give_back_large_blocks()
 
 
 def when_ready(_server: "Arbiter") -> None:

@@ -99,6 +99,10 @@ NO_FLOWER = environment.flag("NO_FLOWER", False)
 WEB_PROCESSES = environment.whole("WEB_PROCESSES", 2, minimum=1)
 WEB_THREADS = environment.whole("WEB_THREADS", 8, minimum=1)
 
+#: Seconds an idle connection stays open: longer than load balancers keep theirs (60 to 90 s), which send a request
+#: into a connection that is just being closed, and answer 502. It costs a place, no thread.
+KEEPALIVE_SECONDS = environment.whole("KEEPALIVE_SECONDS", 100, minimum=1, maximum=3600)
+
 #: Drains at once. SQLite has one writer, so more than one only helps on PostgreSQL.
 WORKER_CONCURRENCY = environment.whole("WORKER_CONCURRENCY", 1, minimum=1)
 
@@ -309,6 +313,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "aggregator_project.requests.Requests",
+    "aggregator_project.middleware.without_body_for_head",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "aggregator_project.middleware.PageCsp",

@@ -19,6 +19,7 @@ from events import metrics, tracing, wire
 from events.models import ApiKey, Batch
 from events.origin import request_id
 from events.turn import turn
+from events.writes import forget_large_write
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +217,7 @@ class GroupCommit:
         for waiting in group:
             waiting.error = error
             waiting.done = True
+        forget_large_write(sum(waiting.batch.size for waiting in group))
 
     def _gathered(self) -> list[_Waiting]:
         # One at a time: whoever is appended meanwhile is either in this group or left for the next.

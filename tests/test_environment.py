@@ -207,6 +207,7 @@ WRONG = {
     "FLOWER_PORT": "65536",
     "WEB_PROCESSES": "0",
     "WEB_THREADS": "-1",
+    "KEEPALIVE_SECONDS": "0",
     "WORKER_CONCURRENCY": "two",
     "PUBLISH_MAX_EVENTS": "0",
     "PUBLISH_MAX_BYTES": "10M",

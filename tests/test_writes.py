@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events import writes
+from events import inbox, wire, writes
 from events.models import Batch, Delay, Duplicate, Event, TopicMinute, TopicTotal
 
 pytestmark = pytest.mark.django_db
@@ -214,3 +215,17 @@ def test_concurrent_additions_lose_nothing() -> None:
 def test_a_log_takes_the_same_row_twice() -> None:
     columns = ("topic", "event_id", "source", "received_at", "batch", "payload_differs", "payload")
     assert Duplicate.objects.insert_new(columns, [("t", "1", "s", NOON, 1, False, "")] * 2) == 2
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("idempotency_key", [None, "k"])
+def test_a_large_publish_leaves_nothing_in_sqlites_statements(idempotency_key: str | None) -> None:
+    def publish(size: int) -> bool:
+        """Whether its connection is kept."""
+        payload = msgspec.Raw(b'{"x":"%s"}' % (b"y" * size))
+        event = wire.Event(topic="t", event_id=str(size), source="s", payload=payload)
+        inbox.accept([event], idempotency_key=idempotency_key and f"{idempotency_key}{size}")
+        return connection.connection is not None
+
+    assert publish(1000)
+    assert publish(writes.LARGE_WRITE) == (connection.vendor != "sqlite")

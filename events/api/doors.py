@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -70,11 +70,25 @@ def key_of(request: Request) -> ApiKey | None:
     return request.auth  # type: ignore[return-value]  # the stubs know DRF's own tokens only
 
 
+def given_keys(meta: Mapping[str, str]) -> set[str]:
+    """The API keys that the headers of a request hold: one, if they are right.
+
+    Args:
+        meta: the headers as CGI names them (HTTP_AUTHORIZATION).
+    """
+    scheme, _, key = meta.get("HTTP_AUTHORIZATION", "").partition(" ")
+    # Another scheme may be a proxy's own, as Basic often is.
+    given = {key.strip()} if scheme.lower() in _SCHEMES else set()
+    if x_api_key := meta.get("HTTP_X_API_KEY"):
+        given.add(x_api_key.strip())
+    return given
+
+
 class ApiKeyAuthentication(BaseAuthentication):
     """`Authorization: Api-Key …` or `Bearer …`, or `X-API-Key: …`; request.auth is its row."""
 
     def authenticate(self, request: Request) -> tuple[None, ApiKey] | None:
-        given = _given_keys(request)
+        given = given_keys(request.META)
         if not given:
             return None
         if len(given) > 1:
@@ -89,15 +103,6 @@ class ApiKeyAuthentication(BaseAuthentication):
     def authenticate_header(self, request: Request) -> str:
         # Makes it a 401 (RFC 9110 section 11.6.1).
         return 'Api-Key realm="event aggregator", Bearer realm="event aggregator"'
-
-
-def _given_keys(request: Request) -> set[str]:
-    scheme, _, key = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-    # Another scheme may be a proxy's own, as Basic often is.
-    given = {key.strip()} if scheme.lower() in _SCHEMES else set()
-    if x_api_key := request.META.get("HTTP_X_API_KEY"):
-        given.add(x_api_key.strip())
-    return given
 
 
 def _what_to_send(request: Request) -> str:
