@@ -495,7 +495,7 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [],
     "DEFAULT_PERMISSION_CLASSES": [],
     "DEFAULT_RENDERER_CLASSES": ["events.api.json.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["events.api.body.EventsParser"],
+    "DEFAULT_PARSER_CLASSES": ["events.api.body.BodyParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "events.api.json.ContentNegotiation",
     "URL_FORMAT_OVERRIDE": None,
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",

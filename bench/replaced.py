@@ -5,7 +5,6 @@ compared is a message a publish against a row a publish. It loses events where t
 """
 
 from collections import Counter
-from typing import cast
 
 from celery import shared_task
 from django.db import transaction
@@ -16,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from events import wire
+from events.api.body import published_events
 from events.models import Event, TopicTotal
 
 
@@ -23,8 +23,9 @@ class ReplacedView(APIView):
     """Hands the events to the queue."""
 
     def post(self, request: Request) -> Response:
-        events = cast(list[wire.Event], request.data)
-        store_publish.delay(wire.encode(events).decode())
+        with published_events(request) as events:
+            body = wire.encode(events)
+        store_publish.delay(body.decode())
         return Response({"status": "accepted", "received": len(events)}, status=202)
 
 

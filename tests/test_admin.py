@@ -115,6 +115,8 @@ def test_only_who_may_change_batches_settles_dead_letters(client: Client, dead: 
         ("batch_id=1", ["b-1", "a-2", "a-1"]),
         ("since=2020-01-01T00:00", ["b-1", "a-2", "a-1"]),
         ("until=2020-01-01T00:00", []),
+        ("since=2020-01-01T02:00:00%2B02:00", ["b-1", "a-2", "a-1"]),
+        ("until=20200101T000000Z", []),
     ],
 )
 def test_filters_find_events(admin_client: Client, stored: None, query: str, found: list[str]) -> None:
@@ -136,7 +138,17 @@ def test_what_is_frequent_is_found_along_the_time(admin_client: Client, stored: 
 
 
 @pytest.mark.parametrize(
-    "query", ["since=yesterday", "batch_id=x", "batch_id=99999999999999999999", "topic=" + "x" * 256]
+    "query",
+    [
+        "since=yesterday",
+        "since=2020-01-01",
+        "since=2020-01-01x00:00",
+        "until=20200101020304Z",
+        "until=01/02/2020 03:04",
+        "batch_id=x",
+        "batch_id=99999999999999999999",
+        "topic=" + "x" * 256,
+    ],
 )
 def test_a_filter_that_cannot_be_read_says_so_and_finds_nothing(admin_client: Client, stored: None, query: str) -> None:
     page = text(admin_client, f"/admin/events/event/?{query}")

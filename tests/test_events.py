@@ -252,9 +252,23 @@ def test_events_stored_meanwhile_come_on_the_pages_that_follow(client: Client, p
     assert second["count"] == 5
 
 
-def test_a_plus_sign_that_came_as_a_space_is_understood(client: Client) -> None:
+@pytest.mark.parametrize(
+    "since",
+    [
+        "2025-10-21T14:00:00+02:00",
+        "2025-10-21 14:00:00+0200",
+        "20251021T1400+02",
+        "2025-10-21T12:00:00Z",
+        # Here the space stands between date and time.
+        "2025-10-21 12:00",
+        "20251021 1200",
+    ],
+)
+def test_a_plus_sign_that_came_as_a_space_is_understood(since: str, client: Client) -> None:
     stored(1)
-    assert page(client, "/events?since=2025-10-21T14:00:00+02:00")["count"] == 1
+    later = since.replace(":00", ":01", 1) if ":" in since else since.replace("00", "01", 1)
+    assert page(client, f"/events?since={since}")["count"] == 1
+    assert page(client, f"/events?since={later}")["count"] == 0
 
 
 def test_a_page_costs_the_same_statements_whatever_its_size(client: Client) -> None:
@@ -299,6 +313,9 @@ def test_a_question_with_a_moment_is_answered_in_utc(client: Client) -> None:
         ("batch_id=9223372036854775808", "batch_id"),
         ("since=yesterday", "since"),
         ("since=2025-10-21", "since"),
+        ("since=20251021203000Z", "since"),
+        ("since=1761057000", "since"),
+        ("until=2025-10-21x12:00:00Z", "until"),
         ("until=", "until"),
         ("until=9999-12-31T23:59:59-10:00", "until"),
         ("colour=red", "colour"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from django.conf import settings
 from django.test import Client
 
 from tests.server import Server, serving
@@ -54,6 +55,7 @@ class Run:
                 ),
             ],
             cwd=server.folder,
+            env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "PYTHONPATH": str(settings.BASE_DIR)},
             capture_output=True,
             text=True,
             check=False,

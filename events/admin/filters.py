@@ -1,14 +1,17 @@
 """What lists can be filtered by. Every filter is one that an index serves."""
 
+from datetime import datetime
 from typing import Any
 
 from django import forms
+from django.core.exceptions import ValidationError
 from django.db import connection
 from django.db.models import QuerySet, Value
 from django.db.models.functions import Concat
 
 from events.api.events import Query
 from events.models import KEY_LENGTH, Batch, Duplicate, Event, SourceTotal, TopicTotal
+from events.timestamps import parse_timestamp
 
 #: Events that a search by the beginning of an id finds at most: enough to see, and it never sorts a million.
 PREFIX_MATCHES = 200
@@ -55,6 +58,13 @@ class _MomentField(forms.DateTimeField):
     def __init__(self, label: str) -> None:
         widget = forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M")
         super().__init__(label=label, required=False, widget=widget)
+
+    def to_python(self, value: Any) -> datetime | None:
+        """What since= and until= of GET /events take. Django's own takes any character between date and time."""
+        try:
+            return parse_timestamp(value.strip()) if value else None
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
 
 
 class _ChoiceField(forms.ChoiceField):

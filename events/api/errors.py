@@ -10,12 +10,13 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import Resolver404, resolve, reverse
 from django.views import defaults
 from django.views.csrf import csrf_failure as csrf_failure_page
-from rest_framework.exceptions import MethodNotAllowed, UnsupportedMediaType
+from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.views import exception_handler as drf_exception_handler
 
 from events import inbox, wire
+from events.api import body
 from events.api.curl import curl_line
 from events.api.doors import ForeignTopics
 from events.api.events import TooManyStreams
@@ -47,8 +48,12 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
         case DatabaseError() | InterfaceError():
             log.error("database out of order: %s", error)
             return _unavailable("The database does not answer; nothing was accepted. Try again later.", "database")
-        case UnsupportedMediaType():
-            return Response({"detail": str(error.detail)}, status=415)
+        case body.UnsupportedBody():
+            return Response({"detail": str(error.detail)}, status=415, headers=error.headers)
+        case body.Busy():
+            return _unavailable(
+                "Too many large bodies came at once; nothing was accepted. Publish again later.", "busy"
+            )
         case MethodNotAllowed():
             return Response({"detail": _other_method(context["request"]._request, context["view"])}, status=405)
         case SuspiciousOperation():

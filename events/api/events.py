@@ -27,7 +27,7 @@ from events.api.doors import GuardedView, key_of
 from events.api.json import JSONRenderer
 from events.keys import visible_topics
 from events.models import ApiKey, Event, Pruned, TopicTotal
-from events.wire import parse_timestamp
+from events.timestamps import parse_timestamp
 
 #: Events on a page, unless asked for otherwise, and at most.
 PAGE = 100
@@ -226,8 +226,8 @@ def _whole(name: str, text: str, least: int, most: int) -> int:
 def _moment(parameters: Mapping[str, str], name: str) -> datetime | None:
     if name not in parameters:
         return None
-    # An offset's plus sign, left unescaped in a URL, arrives as a space.
-    text = re.sub(r" (\d\d:?\d\d)$", r"+\1", parameters[name])
+    # An offset's plus sign, left unescaped in a URL, arrives as a space; what stands before it is longer than a date.
+    text = re.sub(r"(.{11}) (\d\d(?::?\d\d)?)$", r"\1+\2", parameters[name])
     try:
         return parse_timestamp(text)
     except ValueError as error:

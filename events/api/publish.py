@@ -13,10 +13,10 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from events import inbox, wire
+from events import inbox
 from events.api import schema
 from events.api.batches import Receipt, location, receipt
-from events.api.body import EventsParser
+from events.api.body import BodyParser, published_events
 from events.api.doors import GuardedView, check_topics, key_of
 from events.models import KEY_LENGTH, Batch
 
@@ -34,7 +34,7 @@ class PublishView(GuardedView):
 
     scope = "publish"
 
-    parser_classes = [EventsParser]
+    parser_classes = [BodyParser]
 
     def initialize_request(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Request:
         if request.META.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
@@ -45,14 +45,14 @@ class PublishView(GuardedView):
 
     @extend_schema(**schema.PUBLISH)
     def post(self, request: Request) -> Response:
-        events = request.data
-        if not isinstance(events, list):
-            # DRF does not ask the parser about an empty body.
-            events = wire.decode(b"", max_events=settings.PUBLISH_MAX_EVENTS)
-        key = key_of(request)
-        check_topics(key, events)
         wait = _wait_seconds(request.META.get("HTTP_PREFER", ""))
-        batch = inbox.accept(events, idempotency_key=_idempotency_key(request), api_key=key)
+        key = key_of(request)
+        with published_events(request) as events:
+            check_topics(key, events)
+            batch = inbox.accept(events, idempotency_key=_idempotency_key(request), api_key=key)
+        # It is on disk: who waits does not keep it in memory as well.
+        del events
+        batch.body = None
         if wait and (done := _wait_for(batch, wait)):
             return Response(
                 done, status=200, headers={"Location": location(batch), "Preference-Applied": f"wait={wait}"}

@@ -22,7 +22,11 @@ def add_types(result: dict[str, Any], generator: Any, request: Any, public: Any)
     from events.api.events import StoredEvent
 
     _, types = msgspec.json.schema_components([wire.Event, wire.Problem, StoredEvent, Receipt], ref_template=_REF)
-    types["StoredEvent"]["properties"]["payload"] = types["Event"]["properties"]["payload"]
+    payload = types["Event"]["properties"]["payload"]
+    types["StoredEvent"]["properties"]["payload"] = payload | {
+        "type": "object",
+        "description": "The bytes that were published.",
+    }
     for name in ("id", "received_at", "batch_id"):
         types["Event"]["properties"][name]["description"] = (
             "Ignored, so that what GET /events gave can be published again."
@@ -100,7 +104,9 @@ PUBLISH: dict[str, Any] = {
     "tags": ["events"],
     "summary": "Publish events",
     "description": (
-        'Takes one event, an array of events, or `{"events": [...]}`. The answer comes when all of them are on disk; '
+        'Takes one event, an array of events, or `{"events": [...]}` as `application/json`, or one event a line as '
+        "`application/x-ndjson`, in UTF-8; with `Content-Encoding: gzip` or `zstd` it is decompressed. "
+        "The answer comes when all of them are on disk; "
         "if one of them is wrong, none is accepted. Publish again after any error or lost answer: an event "
         "that is stored already is dropped and counted as a duplicate."
     ),
@@ -129,12 +135,13 @@ PUBLISH: dict[str, Any] = {
                     "properties": {"events": {"type": "array", "items": _ref("Event"), "minItems": 1}},
                 },
             ]
-        }
+        },
+        "application/x-ndjson": _ref("Event") | {"description": "One event a line."},
     },
     "examples": [
         OpenApiExample("one event", _ONE, request_only=True),
-        OpenApiExample("an array", [_ONE, _TWO], request_only=True),
-        OpenApiExample("an object", {"events": [_ONE, _TWO]}, request_only=True),
+        OpenApiExample("an array", [_ONE, _TWO], request_only=True, media_type="application/json"),
+        OpenApiExample("an object", {"events": [_ONE, _TWO]}, request_only=True, media_type="application/json"),
     ],
     "responses": {
         202: _answer(
@@ -156,7 +163,10 @@ PUBLISH: dict[str, Any] = {
             _ref("PublishError"), "Not events; nothing was accepted. Says what is wrong, where, how to mend it."
         ),
         413: _error("Too many events or bytes for one publish."),
-        415: _error("Not application/json in UTF-8."),
+        415: _error(
+            "Neither application/json nor application/x-ndjson, not in UTF-8, or compressed with something else than "
+            "gzip or zstd; the header Accept or Accept-Encoding says what is taken."
+        ),
         422: _error("The idempotency key was used before, for another body."),
         **_DOORS,
         403: _answer(_ref("PublishError"), "The API key may not publish, or not to a topic of one of the events."),
