@@ -54,15 +54,22 @@ def _unavailable(detail: str, reason: str) -> Response:
     return response
 
 
+def _is_for_a_person(request: HttpRequest) -> bool:
+    """Whether the answer is a page: in the admin always, elsewhere where a browser asks."""
+    if request.path.startswith("/admin/"):
+        return True
+    return request.get_preferred_type(["application/json", "text/html"]) == "text/html"
+
+
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """404 for addresses that are no view's."""
-    if request.path.startswith("/admin/"):
+    if _is_for_a_person(request):
         return page_not_found(request, exception)
     return JsonResponse({"detail": f"There is nothing at {request.path}; /docs lists every address."}, status=404)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """500: a mistake of ours, in the log with its traceback."""
-    if request.path.startswith("/admin/"):
+    if _is_for_a_person(request):
         return server_error_page(request)
     return JsonResponse({"detail": "Something went wrong here; the service's log says what."}, status=500)
