@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -115,6 +116,27 @@ def test_what_has_expired_is_not_found(admin_client: Client, stored: int) -> Non
     last = Event.objects.order_by("-pk").values_list("pk", flat=True)[0]
     Pruned.objects.update_or_create(pk=1, defaults={"expired_through": last})
     assert found(search(admin_client, "Order-1")) == []
+
+
+def test_what_is_listed_is_found_behind_what_has_expired(admin_client: Client, publish: Publish, drain: Drain) -> None:
+    publish([event(f"k-{n}") for n in range(8)])
+    drain()
+    last = Event.objects.order_by("-pk").values_list("pk", flat=True)[0]
+    Pruned.objects.update_or_create(pk=1, defaults={"expired_through": last})
+    publish(event("k-9"))
+    drain()
+    assert [title for title, _ in found(search(admin_client, "k-"))] == ["k-9"]
+    # But not behind any number of them.
+    with patch("events.admin.search.COMPARED", 5):
+        assert found(search(admin_client, "k-")) == []
+
+
+def test_large_bodies_that_wait_are_not_read(admin_client: Client, publish: Publish) -> None:
+    publish(event("1"), **{"X-Request-ID": "small"})
+    publish(event("2", payload={"text": "x" * 9000}), **{"X-Request-ID": "large"})
+    with patch("events.admin.filters.OPEN_BYTES", 8000):
+        assert len(found(search(admin_client, "small"))) == 1
+        assert found(search(admin_client, "large")) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What lists can be filtered by. Every filter is one that an index serves."""
 
+from itertools import accumulate
 from typing import Any
 
 from django import forms
@@ -16,6 +17,8 @@ PREFIX_MATCHES = 200
 BATCHES_FOUND = 200
 #: Batches that are not processed and whose request id is compared; usually there is none, after an outage a million.
 OPEN_COMPARED = 1000
+#: Bytes of their bodies at most: SQLite reads the body to get at what lies behind it in the row.
+OPEN_BYTES = 32 * 1024 * 1024
 #: Events that are sorted by time for a page at most: some 50 ms.
 SORTED = 10_000
 #: The last character of Unicode: everything that begins with a text sorts between the text and the text with it.
@@ -41,9 +44,17 @@ def with_request_id(request_id: str, most: int) -> list[int]:
     """
     # The index holds just what is processed: a publish does not wait for it to be written.
     processed = Batch.objects.filter(processed_at__isnull=False, **begins_with("request_id", request_id))
-    waiting = Batch.objects.filter(processed_at__isnull=True).order_by().values_list("pk", "request_id")
     found = list(processed.order_by().values_list("pk", flat=True)[:most])
-    return found + [pk for pk, known in waiting[:OPEN_COMPARED] if known.startswith(request_id)]
+    waiting = Batch.objects.filter(pk__in=_some_open()).values_list("pk", "request_id")
+    return found + [pk for pk, known in waiting if known.startswith(request_id)]
+
+
+def _some_open() -> list[int]:
+    """The numbers of batches that are not processed, as many as can be read in no time; their index has the sizes."""
+    sizes = Batch.objects.filter(processed_at__isnull=True).order_by("status", "id").values_list("pk", "size")
+    rows = list(sizes[:OPEN_COMPARED])
+    totals = accumulate(size for _, size in rows)
+    return [pk for (pk, _), total in zip(rows, totals, strict=True) if total <= OPEN_BYTES]
 
 
 def is_number(text: str) -> bool:

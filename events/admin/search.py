@@ -5,7 +5,6 @@ number of rows. Nobody is shown a hit of a model that they may not view.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -20,6 +19,8 @@ from events.models import KEY_LENGTH, Batch, Event, Pruned, SourceTotal, TopicTo
 
 #: Hits of one kind that are listed.
 SHOWN = 5
+#: Keys that begin so and are looked at where events have expired: their keys stay, and a million may come first.
+COMPARED = 10_000
 
 
 def answer(request: HttpRequest) -> HttpResponse:
@@ -71,10 +72,9 @@ def _batch_hit(batch: Batch) -> SearchResult:
 
 
 def _events(words: str) -> Iterator[SearchResult]:
-    listed = Event.objects.filter(topic__in=TopicTotal.objects.values("topic"))
-    if expired := Pruned.objects.listed_after():
-        listed = listed.filter(pk__gt=expired)
-    found = _some(listed.filter(event_id=words)) or _some(listed.filter(**begins_with("event_id", words)))
+    # The index of the key starts with the topic, so the id is looked up under each topic that there is.
+    known = Event.objects.filter(topic__in=TopicTotal.objects.values("topic"))
+    found = _listed(known.filter(event_id=words)) or _listed(known.filter(**begins_with("event_id", words)))
     for event in found[:SHOWN]:
         yield SearchResult(
             title=event.event_id,
@@ -91,9 +91,13 @@ def _events(words: str) -> Iterator[SearchResult]:
         )
 
 
-def _some(rows: QuerySet[Any]) -> list[Any]:
+def _listed(rows: QuerySet[Event]) -> list[Event]:
     """One more than is shown; in the order of the index, because another would sort all that match."""
-    return list(rows.defer("payload").order_by()[: SHOWN + 1])
+    rows = rows.order_by()
+    if expired := Pruned.objects.listed_after():
+        some = rows.values_list("pk", flat=True)[:COMPARED]
+        rows = Event.objects.filter(pk__in=[pk for pk in some if pk > expired][: SHOWN + 1])
+    return list(rows.defer("payload")[: SHOWN + 1])
 
 
 def _topics(words: str) -> Iterator[SearchResult]:
