@@ -49,7 +49,7 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # not subscriptabl
 class ApiKeyAdmin(ModelAdmin):
     form = ApiKeyForm
     fields = ("name", "may_publish", "may_read", "beginnings")
-    list_display = ("prefix", "name", "scopes_", "topics_", "created", "last_used", "state")
+    list_display = ("prefix", "name_", "scopes_", "topics_", "created", "last_used", "state")
     ordering = ("-id",)
     sortable_by = ()
     list_fullwidth = True
@@ -71,6 +71,10 @@ class ApiKeyAdmin(ModelAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return () if obj is None else self.list_display
+
+    @admin.display(description="Name")
+    def name_(self, key: ApiKey) -> str:
+        return key.name
 
     @admin.display(description="May")
     def scopes_(self, key: ApiKey) -> str:
