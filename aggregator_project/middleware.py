@@ -18,6 +18,7 @@ from django.http import (
 )
 from django.middleware.common import CommonMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
+from django.shortcuts import render
 
 #: Pages of people outside the admin. Who is logged in there may see them, also where an API key is needed.
 PAGES = ("/admin/", "/docs", "/schema")
@@ -98,10 +99,6 @@ def without_body_for_head(
 def locked_out(request: HttpRequest, _response: HttpResponse, _credentials: Any) -> HttpResponse:
     """What somebody gets who has tried too many passwords, also with the right one."""
     minutes = int(settings.AXES_COOLOFF_TIME.total_seconds() // 60)
-    return HttpResponse(
-        f"Too many wrong passwords from your address. Try again in {minutes} minutes, or have an operator run "
-        "`manage.py axes_reset`.",
-        content_type="text/plain; charset=utf-8",
-        status=429,
-        headers={"Retry-After": str(minutes * 60)},
-    )
+    response = render(request, "events/locked_out.html", {"minutes": minutes}, status=429)
+    response["Retry-After"] = str(minutes * 60)
+    return response

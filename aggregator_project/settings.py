@@ -294,9 +294,14 @@ CONTENT_SECURITY_POLICY = {
 # --- Django -----------------------------------------------------------------------------------------------------------
 
 INSTALLED_APPS = [
-    "unfold",
+    # Before unfold: a template of ours replaces its own of the same name.
+    "events",
+    # Without its site, which is aggregator_project.admin's.
+    "unfold.apps.BasicAppConfig",
     # Which loads the pages of the admin: 23 MB that a worker has no use for.
-    "django.contrib.admin.apps.SimpleAdminConfig" if PART in ("worker", "beat") else "django.contrib.admin",
+    "django.contrib.admin.apps.SimpleAdminConfig"
+    if PART in ("worker", "beat")
+    else "aggregator_project.admin.AdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -308,7 +313,6 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "axes",
-    "events",
 ]
 
 MIDDLEWARE = [
@@ -529,7 +533,7 @@ UNFOLD = {
     ],
     "STYLES": [lambda request: static("events/admin.css")],
     "DASHBOARD_CALLBACK": "events.admin.site.index",
-    "SIDEBAR": {"navigation": "events.admin.site.navigation"},
+    "SIDEBAR": {"navigation": "events.admin.site.navigation", "show_search": True, "command_search": True},
     # Blue stands for what is unique, amber for duplicates; see admin.css.
     "COLORS": {
         "primary": {

@@ -89,6 +89,14 @@ class Batch(models.Model):
             ),
             # These pass over rows that have nothing for them: a publish writes one index page, not three.
             models.Index(fields=["processed_at"], condition=Q(processed_at__isnull=False), name="batch_processed_at"),
+            # For the search in the admin. Written by the drain (12 µs a batch), not by the publish; with operators that
+            # serve LIKE whatever the database's collation is.
+            models.Index(
+                fields=["request_id"],
+                condition=Q(processed_at__isnull=False),
+                opclasses=["varchar_pattern_ops"],
+                name="batch_request_id",
+            ),
         ]
         constraints = [
             # One publisher's idempotency keys are no other's, and all who publish without an API key are one.

@@ -55,7 +55,7 @@ def test_a_batch_with_an_idempotency_key_has_it_too(publish: Publish) -> None:
 
 
 def test_answers_of_the_admin_and_of_nobody_have_one(client: Client) -> None:
-    for address in ("/admin/login/", "/nothing-there", "/static/events/ready.css"):
+    for address in ("/admin/login/", "/nothing-there", "/static/events/page.css"):
         assert client.get(address).headers["X-Request-ID"]
 
 

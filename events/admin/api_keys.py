@@ -1,5 +1,7 @@
 """API keys: made, looked at and revoked. A key is shown on the page that answers its making, and nowhere else."""
 
+import json
+import shlex
 from typing import Any
 
 from django import forms
@@ -47,12 +49,12 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # not subscriptabl
 class ApiKeyAdmin(ModelAdmin):
     form = ApiKeyForm
     fields = ("name", "may_publish", "may_read", "beginnings")
-    list_display = ("prefix", "name", "scopes_", "topics_", "created", "last_used", "state")
+    list_display = ("prefix", "name_", "scopes_", "topics_", "created", "last_used", "state")
     ordering = ("-id",)
     sortable_by = ()
     list_fullwidth = True
-    show_full_result_count = False
     actions = ("revoke",)
+    change_list_template = "admin/events/api_keys.html"
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -69,6 +71,10 @@ class ApiKeyAdmin(ModelAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return () if obj is None else self.list_display
+
+    @admin.display(description="Name")
+    def name_(self, key: ApiKey) -> str:
+        return key.name
 
     @admin.display(description="May")
     def scopes_(self, key: ApiKey) -> str:
@@ -123,5 +129,20 @@ class ApiKeyAdmin(ModelAdmin):
                 "opts": self.opts,
                 "row": obj,
                 "key": obj.shown_once,
+                "curl": example(request, obj, obj.shown_once),
             },
         )
+
+
+def example(request: HttpRequest, row: ApiKey, key: str) -> str:
+    """A command that uses a new key at the address under which the admin was opened.
+
+    Returns:
+        curl, for a POSIX shell: it publishes an event where the key may publish, and reads one otherwise.
+    """
+    lines = [f"-H 'Authorization: Api-Key {key}'"]
+    if row.may_publish:
+        event = {"topic": f"{row.topics[0] if row.topics else ''}test", "event_id": "test-1", "source": "curl"}
+        lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(event, ensure_ascii=False))}"]
+    address = request.build_absolute_uri("/publish" if row.may_publish else "/events?limit=1")
+    return " \\\n    ".join([f"curl {shlex.quote(address)}", *lines])

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_POST
 
 from events import dead_letters
 from events.admin.columns import link, moment, number
-from events.admin.filters import BatchFilters
+from events.admin.filters import BatchFilters, status_word
 from events.admin.listing import ReadOnlyAdmin
 from events.admin.payload import pretty
 from events.models import Batch, Duplicate, Event, Pruned
@@ -136,9 +136,8 @@ class BatchAdmin(ReadOnlyAdmin):
 
 
 def status(batch: Batch) -> SafeString:
-    """The status as a coloured word; a failed batch is called a dead letter everywhere."""
-    word = "dead letter" if batch.status == Batch.Status.FAILED else batch.status
-    return format_html('<span class="status status-{}">{}</span>', batch.status, word)
+    """The status as a coloured word."""
+    return format_html('<span class="status status-{}">{}</span>', batch.status, status_word(batch.status))
 
 
 def waited(batch: Batch, now: datetime) -> str:

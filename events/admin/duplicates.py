@@ -19,7 +19,10 @@ from events.models import Batch, Duplicate, Event
 class DuplicateAdmin(ReadOnlyAdmin):
     filters = DuplicateFilters
     detail_template = "admin/events/duplicate.html"
-    nothing_yet = "No duplicate was dropped in the days that the log goes back (DUPLICATE_LOG_DAYS; 0 turns it off)."
+    nothing_yet = (
+        "No duplicate was dropped in the days that the log goes back (DUPLICATE_LOG_DAYS; 0 turns it off). "
+        "Publish an event twice to see one."
+    )
     list_display = ("id_", "topic_", "source_", "received", "payload_", "batch_")
     list_display_links = None
 

@@ -42,9 +42,7 @@ class EventAdmin(ReadOnlyAdmin):
     filters = EventFilters
     change_list_template = "admin/events/event_list.html"
     detail_template = "admin/events/event.html"
-    nothing_yet = (
-        "No event is stored yet. Publish one: /docs has a form for it, and `manage.py publish` sends thousands."
-    )
+    nothing_yet = "No event is stored yet. This page says when one comes in; manage.py publish sends thousands."
     list_display = ("id_", "topic_", "source_", "accepted", "preview")
     list_display_links = None
 

@@ -1,6 +1,7 @@
 """What lists can be filtered by. Every filter is one that an index serves."""
 
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 from django import forms
@@ -15,11 +16,53 @@ from events.timestamps import parse_timestamp
 
 #: Events that a search by the beginning of an id finds at most: enough to see, and it never sorts a million.
 PREFIX_MATCHES = 200
+#: Batches that a search by a request id finds at most: one request is one batch, unless a caller uses its id again.
+BATCHES_FOUND = 200
+#: Batches that are not processed and whose request id is compared; usually there is none, after an outage a million.
+OPEN_COMPARED = 1000
+#: Bytes of their bodies at most: SQLite reads the body to get at what lies behind it in the row.
+OPEN_BYTES = 32 * 1024 * 1024
 #: Events that are sorted by time for a page at most: some 50 ms.
 SORTED = 10_000
 #: The last character of Unicode: everything that begins with a text sorts between the text and the text with it.
 _LAST = chr(0x10FFFF)
 _LARGEST_ID = 2**63 - 1
+
+
+def status_word(status: str) -> str:
+    """What people call the status: what has failed for good is a dead letter everywhere."""
+    return "dead letter" if status == Batch.Status.FAILED else status
+
+
+def begins_with(field: str, text: str) -> dict[str, str]:
+    """Lookups for what begins with a text, in a form that an index serves; capital and small letters differ."""
+    return {f"{field}__gte": text, f"{field}__lt": text + _LAST, f"{field}__startswith": text}
+
+
+def with_request_id(request_id: str, most: int) -> list[int]:
+    """The numbers of batches whose request id is this, or begins so.
+
+    Args:
+        most: batches that are found at most, beside the open ones.
+    """
+    # The index holds just what is processed: a publish does not wait for it to be written.
+    processed = Batch.objects.filter(processed_at__isnull=False, **begins_with("request_id", request_id))
+    found = list(processed.order_by().values_list("pk", flat=True)[:most])
+    waiting = Batch.objects.filter(pk__in=_some_open()).values_list("pk", "request_id")
+    return found + [pk for pk, known in waiting if known.startswith(request_id)]
+
+
+def _some_open() -> list[int]:
+    """The numbers of batches that are not processed, as many as can be read in no time; their index has the sizes."""
+    sizes = Batch.objects.filter(processed_at__isnull=True).order_by("status", "id").values_list("pk", "size")
+    rows = list(sizes[:OPEN_COMPARED])
+    totals = accumulate(size for _, size in rows)
+    return [pk for (pk, _), total in zip(rows, totals, strict=True) if total <= OPEN_BYTES]
+
+
+def is_number(text: str) -> bool:
+    """Whether it can be the id of a row."""
+    return text.isascii() and text.isdigit() and len(text) < len(str(_LARGEST_ID))
 
 
 class Filters(forms.Form):
@@ -38,8 +81,14 @@ class Filters(forms.Form):
         """Those of the fields that were filled in."""
         return {name: self.cleaned_data[name] for name in names if self.cleaned_data.get(name) not in (None, "")}
 
-    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
-        return rows
+    @property
+    def grows(self) -> bool:
+        """Whether what is matched later has a larger id, so that a list can tell how much is new."""
+        return self.is_valid()
+
+    def narrow(self, rows: QuerySet[Any], *, after: int = 0) -> QuerySet[Any]:
+        """The rows that match, of those with an id above `after`."""
+        return rows.filter(pk__gt=after) if after else rows
 
 
 class _KeyField(forms.CharField):
@@ -80,7 +129,7 @@ def _found_by_id(rows: QuerySet[Any], event_id: str, topic: str) -> dict[str, An
     under = rows.filter(topic=topic) if topic else rows.filter(topic__in=TopicTotal.objects.values("topic"))
     if under.filter(event_id=event_id).exists():
         return {"event_id": event_id}
-    beginning = under.filter(event_id__gte=event_id, event_id__lt=event_id + _LAST, event_id__startswith=event_id)
+    beginning = under.filter(**begins_with("event_id", event_id))
     return {"pk__in": list(beginning.order_by().values_list("pk", flat=True)[:PREFIX_MATCHES])}
 
 
@@ -105,11 +154,11 @@ class EventFilters(Filters):
             equal |= _found_by_id(Event.objects.all(), event_id, self.cleaned_data["topic"])
         return Query(equal=equal, since=self.cleaned_data["since"], until=self.cleaned_data["until"])
 
-    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+    def narrow(self, rows: QuerySet[Any], *, after: int = 0) -> QuerySet[Any]:
         query = self.query()
         hidden = _frequent(query.equal) if query.by_time and connection.vendor == "sqlite" else {}
         query.equal = {name: value for name, value in query.equal.items() if name not in hidden}
-        found = query.matches()
+        found = query.matches(after=after)
         for name, value in hidden.items():
             found = found.alias(**{f"any_{name}": Concat(name, Value(""))}).filter(**{f"any_{name}": value})
         return found
@@ -138,8 +187,8 @@ class DuplicateFilters(Filters):
     payload = _ChoiceField("Payload", [("differs", "differs from the stored one"), ("same", "is the same")])
     batch_id = _NumberField("Batch")
 
-    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
-        rows = rows.filter(**self.wanted("topic", "source", "batch_id"))
+    def narrow(self, rows: QuerySet[Any], *, after: int = 0) -> QuerySet[Any]:
+        rows = super().narrow(rows, after=after).filter(**self.wanted("topic", "source", "batch_id"))
         if event_id := self.cleaned_data["event_id"]:
             topic = self.cleaned_data["topic"]
             rows = rows.filter(**_found_by_id(Duplicate.objects.all(), event_id, topic))
@@ -154,13 +203,21 @@ class BatchFilters(Filters):
     """The filters of batches."""
 
     number = _NumberField("Batch")
-    status = _ChoiceField("Status", [(status.value, status.label) for status in Batch.Status])
+    status = _ChoiceField("Status", [(status.value, status_word(status).capitalize()) for status in Batch.Status])
+    request_id = _KeyField("Request id", "X-Request-ID, or how it begins")
     idempotency_key = _KeyField("Idempotency key")
 
-    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
-        rows = rows.filter(**self.wanted("status", "idempotency_key"))
+    @property
+    def grows(self) -> bool:
+        # A batch that is pending or dead now may be an old one.
+        return super().grows and not self.cleaned_data["status"]
+
+    def narrow(self, rows: QuerySet[Any], *, after: int = 0) -> QuerySet[Any]:
+        rows = super().narrow(rows, after=after).filter(**self.wanted("status", "idempotency_key"))
         if number := self.cleaned_data["number"]:
             rows = rows.filter(pk=number)
+        if request_id := self.cleaned_data["request_id"]:
+            rows = rows.filter(pk__in=with_request_id(request_id, BATCHES_FOUND))
         if status := self.cleaned_data["status"]:
             # Says what the index of open batches needs to hear.
             rows = rows.filter(processed_at__isnull=status != Batch.Status.PROCESSED)
@@ -176,8 +233,8 @@ class TotalFilters(Filters):
         super().__init__(*args, **kwargs)
         self._field = field
 
-    def narrow(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+    def narrow(self, rows: QuerySet[Any], *, after: int = 0) -> QuerySet[Any]:
+        rows = super().narrow(rows, after=after)
         if name := self.cleaned_data["name"]:
-            field = self._field
-            rows = rows.filter(**{f"{field}__gte": name, f"{field}__lt": name + _LAST, f"{field}__startswith": name})
+            rows = rows.filter(**begins_with(self._field, name))
         return rows

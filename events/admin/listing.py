@@ -6,13 +6,14 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from unfold.admin import ModelAdmin
 from unfold.views import ChangeList
 
 from events.admin.filters import Filters
+from events.admin.newer import ASK_MILLISECONDS, NEWER_THAN, count_newer, newest
 
 #: Rows on a page.
 PAGE = 50
@@ -29,6 +30,9 @@ class Listing(ChangeList):
     filters: Filters
     newer: str | None = None
     older: str | None = None
+    #: The id above which rows are new to who reads this page; None where they would not be on top of it.
+    newest: int | None = None
+    ask_milliseconds = ASK_MILLISECONDS
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
         # Ours are no lookups of Django's; others than ours and its own are refused as it refuses them.
@@ -50,6 +54,9 @@ class Listing(ChangeList):
         order = self.filters.order
         direction, number = _place(request.GET.get(PLACE, ""))
         newer = direction == "newer"
+        if not direction and self.filters.grows:
+            # Before the rows: what comes in meanwhile is offered twice rather than never.
+            self.newest = newest(self.model)
         rows = self.queryset
         if direction:
             rows = rows.filter(pk__in=[]) if number is None else self._beyond(rows, order, number, newer=newer)
@@ -121,6 +128,10 @@ class ReadOnlyAdmin(ModelAdmin):
         return False
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        if NEWER_THAN in request.GET:
+            if not self.has_view_permission(request):
+                raise PermissionDenied
+            return JsonResponse(count_newer(self.model, self.filters(request.GET), request.GET))
         title = str(self.opts.verbose_name_plural).capitalize()
         return super().changelist_view(
             request, {"title": title, "nothing_yet": self.nothing_yet, **(extra_context or {})}
@@ -159,7 +170,7 @@ class ReadOnlyAdmin(ModelAdmin):
         if not self.has_view_permission(request, row):
             raise PermissionDenied
         if row is None:
-            raise Http404(f"There is no {self.opts.verbose_name} {object_id}.")
+            raise Http404(f"There is no {self.opts.verbose_name} {object_id}, or retention has removed it.")
         return row
 
     def details(self, request: HttpRequest, row: Any) -> dict[str, Any]:

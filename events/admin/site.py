@@ -28,6 +28,8 @@ def dashboard(request: HttpRequest) -> dict[str, Any]:
         "doors": open_doors(),
         "windows": WINDOWS.values(),
         "refresh": REFRESH_MILLISECONDS,
+        # They are of one hour; under "Last day" they would be read as the day's.
+        "shows_sparks": window.minutes == SPARK_MINUTES,
         "topics": [
             (total, sparkline(total.spark, f"{sum(total.spark):,} events in the last {SPARK_MINUTES} minutes"))
             for total in now.topics
@@ -36,6 +38,7 @@ def dashboard(request: HttpRequest) -> dict[str, Any]:
             "window": window.name,
             "received": now.books.received,
             "at": now.at.timestamp(),
+            "step": window.step,
             "times": [at.strftime("%H:%M") for at in series.times],
             "unique": series.unique,
             "duplicates": series.duplicates,
@@ -70,7 +73,6 @@ def extra_urls() -> list[URLPattern]:
     return [path("live", admin.site.admin_view(live), name="live")]
 
 
-admin.site.index_template = "admin/events/dashboard.html"
 # unfold's way to add pages that belong to no model.
 admin.site.extra_urls = extra_urls  # type: ignore[attr-defined]
 

@@ -92,13 +92,16 @@ def _suspicious(error: Exception) -> tuple[str, int]:
     return "The request cannot be understood.", 400
 
 
-def _is_page(request: HttpRequest) -> bool:
-    return request.path.startswith("/admin/")
+def _is_for_a_person(request: HttpRequest) -> bool:
+    """Whether the answer is a page: in the admin always, elsewhere where a browser asks."""
+    if request.path.startswith("/admin/"):
+        return True
+    return request.get_preferred_type(["application/json", "text/html"]) == "text/html"
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """400 and 413 for what no view has seen."""
-    if _is_page(request):
+    if _is_for_a_person(request):
         return defaults.bad_request(request, exception)
     detail, status = _suspicious(exception)
     return JsonResponse({"detail": detail}, status=status)
@@ -106,21 +109,21 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
     """403 from outside the API's views."""
-    if _is_page(request):
+    if _is_for_a_person(request):
         return defaults.permission_denied(request, exception)
     return JsonResponse({"detail": "This is not allowed."}, status=403)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """403 for a form without its token."""
-    if _is_page(request):
+    if _is_for_a_person(request):
         return csrf_failure_page(request, reason)
     return JsonResponse({"detail": reason or "The CSRF token is missing or wrong."}, status=403)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """404 for addresses that are no view's."""
-    if _is_page(request):
+    if _is_for_a_person(request):
         return defaults.page_not_found(request, exception)
     meant = "/" + "/".join(part for part in request.path.split("/") if part)
     if meant != request.path and _is_of_the_api(meant):
@@ -140,6 +143,6 @@ def _is_of_the_api(path: str) -> bool:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """500: a mistake of ours, in the log with its traceback."""
-    if _is_page(request):
+    if _is_for_a_person(request):
         return defaults.server_error(request)
     return JsonResponse({"detail": "Something went wrong here; the service's log says what."}, status=500)

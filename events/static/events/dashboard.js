@@ -4,6 +4,12 @@
 const page = document.getElementById("dashboard");
 const seconds = (value) => (value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(value < 10 ? 1 : 0)} s`);
 const percent = (value) => `${Math.round(value * 100)} %`;
+/** Minutes between two labels of the time axis: round ones, which a reader can count with. */
+const ROUND = [5, 10, 15, 20, 30, 60, 120, 180, 240, 360, 480, 720];
+/** Pixels that a label needs. */
+const LABEL_WIDTH = 52;
+/** Bars that are shown at least: a service that began a minute ago shows a quarter of an hour, and one bar in it. */
+const FEWEST_BARS = 15;
 const compact = new Intl.NumberFormat("en", { notation: "compact" });
 
 function colour(name) {
@@ -16,8 +22,31 @@ function colour(name) {
     return resolved;
 }
 
+/** Keeps the ticks at round times, as many as there is room for. */
+function roundTimes(axis) {
+    const { labels } = axis.chart.data;
+    const step = axis.chart.minutesPerBar;
+    const room = Math.max(2, Math.floor(axis.chart.width / LABEL_WIDTH) - 1);
+    const apart = ROUND.find((minutes) => (labels.length * step) / minutes <= room) || 720;
+    axis.ticks = axis.ticks.filter(({ value }) => {
+        const [hour, minute] = labels[value].split(":").map(Number);
+        return (hour * 60 + minute) % apart === 0;
+    });
+}
+
+/** Leaves out the time before the first event, so that a young service is no sliver at the end of an empty chart. */
+function sinceTheFirst(data) {
+    const events = data.unique.map((count, bar) => count + data.duplicates[bar]);
+    const first = events.findIndex((count) => count > 0);
+    const begin = Math.max(0, Math.min(first - 1, events.length - FEWEST_BARS));
+    const series = ["times", "unique", "duplicates", "share", "p50", "p99"];
+    return { ...data, ...Object.fromEntries(series.map((name) => [name, data[name].slice(begin)])) };
+}
+
 function options(format, more = {}) {
     return {
+        // Room for the last label, which is centred under its bar.
+        layout: { padding: { right: 8 } },
         animation: false,
         responsive: true,
         maintainAspectRatio: false,
@@ -37,7 +66,8 @@ function options(format, more = {}) {
                 stacked: more.stacked,
                 grid: { display: false },
                 border: { display: false },
-                ticks: { maxRotation: 0, autoSkip: true, autoSkipPadding: 24, maxTicksLimit: more.labels || 5 },
+                afterBuildTicks: roundTimes,
+                ticks: { maxRotation: 0, autoSkip: false },
             },
             y: {
                 stacked: more.stacked,
@@ -50,23 +80,33 @@ function options(format, more = {}) {
     };
 }
 
-function line(label, extra = {}) {
-    return { label, data: [], borderWidth: 2, pointRadius: 0, pointHitRadius: 8, tension: 0.25, spanGaps: false, ...extra };
+/** Faint and dashed where minutes without events lie between two values: a line, but not one of values. */
+const overGaps = (solid, gap) => (context) => (context.p0.skip || context.p1.skip ? gap : solid);
+
+function line(label) {
+    return {
+        label,
+        data: [],
+        borderWidth: 2,
+        pointHitRadius: 8,
+        spanGaps: true,
+        segment: { borderDash: overGaps(undefined, [2, 4]), borderWidth: overGaps(2, 1) },
+    };
 }
 
-function bars(label) {
-    return { label, data: [], barPercentage: 0.9, categoryPercentage: 0.95, borderRadius: 1 };
+function bars(label, extra = {}) {
+    return { label, data: [], barPercentage: 0.9, categoryPercentage: 0.95, borderRadius: 1, maxBarThickness: 28, ...extra };
 }
 
 const perMinute = (value) => (value < 10 && value % 1 ? value.toFixed(1) : compact.format(Math.round(value)));
 const charts = {
     events: {
-        chart: ["bar", [bars("unique"), bars("duplicate")], options(perMinute, { stacked: true, labels: 9, suggestedMax: 4 })],
+        chart: ["bar", [bars("unique"), bars("duplicate")], options(perMinute, { stacked: true, suggestedMax: 4 })],
         fill: (data) => [data.unique, data.duplicates],
         colours: ["--unique", "--duplicate"],
     },
     share: {
-        chart: ["line", [line("duplicates", { fill: true })], options(percent, { suggestedMax: 0.2 })],
+        chart: ["bar", [bars("duplicates")], options(percent, { suggestedMax: 0.2 })],
         fill: (data) => [data.share],
         colours: ["--duplicate"],
     },
@@ -80,7 +120,7 @@ const charts = {
 function paint(entry, type, datasets) {
     datasets.forEach((set, index) => {
         set.borderColor = colour(entry.colours[index]);
-        set.backgroundColor = set.fill ? set.borderColor.replace(/\)$/, " / .14)") : set.borderColor;
+        set.backgroundColor = set.borderColor;
         // Points that stand alone have no line to be seen by.
         if (type === "line") {
             set.pointBackgroundColor = set.borderColor;
@@ -101,7 +141,8 @@ function dress(entry) {
     y.grid.color = colour("--line");
 }
 
-function draw(data) {
+function draw(all) {
+    const data = sinceTheFirst(all);
     for (const [name, entry] of Object.entries(charts)) {
         if (!entry.drawn) {
             const [type, datasets, chartOptions] = entry.chart;
@@ -109,6 +150,7 @@ function draw(data) {
             // Before it is made: bars keep the colours they were first given.
             paint(entry, type, datasets);
             entry.drawn = new Chart(canvas, { type, data: { labels: [], datasets }, options: chartOptions });
+            entry.drawn.minutesPerBar = data.step;
             dress(entry);
         }
         entry.drawn.data.labels = data.times;
