@@ -122,6 +122,12 @@ def test_what_is_not_there_is_json_for_everybody_else(client: Client, accept: st
     assert client.get("/nowhere", headers={"Accept": accept}).json()["detail"].startswith("There is nothing at")
 
 
+def test_a_host_that_is_not_ours_is_a_page_in_a_browser(client: Client) -> None:
+    answer = client.get("/admin/", headers={**BROWSER, "Host": "elsewhere.example"})
+    assert answer.status_code == 400
+    assert "events/page.css" in answer.content.decode()
+
+
 def test_an_address_that_is_shown_is_escaped(client: Client) -> None:
     page = client.get("/<script>alert(1)", headers=BROWSER).content.decode()
     assert "<script>" not in page

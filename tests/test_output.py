@@ -105,10 +105,17 @@ def test_the_docs_show_nothing_that_stands_in_their_address(client: Client, quer
 
 
 def test_answers_are_json_whatever_a_browser_thinks(hostile: dict[str, Any], client: Client) -> None:
-    for path in ("/events", "/stats", f"/{SCRIPT}", f"/events?{SCRIPT}=1", "/batches/1"):
+    for path in ("/events", "/stats", f"/events?{SCRIPT}=1", "/batches/1"):
         answer = client.get(path, headers={"Accept": "text/html,*/*"})
         assert answer["Content-Type"] in ("application/json", "text/csv; charset=utf-8")
         assert answer["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_page_for_what_is_not_there_renders_nothing_of_its_address(client: Client) -> None:
+    answer = client.get(f"/{SCRIPT}", headers={"Accept": "text/html,*/*"})
+    assert answer.status_code == 404
+    assert_harmless(answer.content.decode())
+    assert answer["X-Content-Type-Options"] == "nosniff"
 
 
 @pytest.mark.django_db

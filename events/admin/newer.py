@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from django.db.models import Model
+from django.db.models import Max, Model
 
 from events.admin.filters import Filters, is_number
 
@@ -19,7 +19,8 @@ ASK_MILLISECONDS = 5000
 
 def newest(model: type[Model]) -> int:
     """The largest id, 0 where there is none."""
-    return model._default_manager.order_by("-pk").values_list("pk", flat=True).first() or 0
+    largest: int | None = model._default_manager.aggregate(newest=Max("pk"))["newest"]
+    return largest or 0
 
 
 def count_newer(model: type[Model], filters: Filters, parameters: Mapping[str, str]) -> dict[str, Any]:
