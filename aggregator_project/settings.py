@@ -443,6 +443,8 @@ CELERY_WORKER_SEND_TASK_EVENTS = True
 CELERY_TASK_SEND_SENT_EVENT = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+# A broker that answers, but refuses what is asked of it, is away as well: a Redis that may not write.
+CELERY_BROKER_CHANNEL_ERROR_RETRY = True
 CELERY_BROKER_CONNECTION_TIMEOUT = 2
 # A publish never waits for a broker: the batch is on disk, and beat rings later.
 CELERY_TASK_PUBLISH_RETRY = False
