@@ -16,6 +16,7 @@ from django.templatetags.static import static
 
 from aggregator_project.environment import Environment
 from aggregator_project.logs import logging_config
+from aggregator_project.schedules import Every
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -480,7 +481,7 @@ SWEEP_SECONDS = 2
 CELERY_BEAT_SCHEDULE = {
     "sweep-inbox": {
         "task": "events.process_inbox",
-        "schedule": SWEEP_SECONDS,
+        "schedule": Every(SWEEP_SECONDS),
         # While workers are away their queue must not fill with sweeps that all do the same. Far more than the seconds
         # by which the clocks of two hosts may differ.
         "options": {"expires": 60},

@@ -110,7 +110,10 @@ def _stalled_seconds() -> float | None:
     now = timezone.now()
     # What lies in the future was written by a clock that was ahead.
     stored = Batch.objects.filter(processed_at__isnull=False, processed_at__lte=now).order_by("-processed_at")
-    last = stored.values_list("processed_at", flat=True).first()
+    try:
+        last = stored.values_list("processed_at", flat=True).first()
+    except Exception:
+        return None
     seconds = waited if last is None else min(waited, (now - last).total_seconds())
     return seconds if seconds > STALLED_SECONDS else None
 

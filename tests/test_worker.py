@@ -1,5 +1,6 @@
-"""aggregator_project/worker.py: a worker that cannot acknowledge a task connects anew."""
+"""A worker that cannot acknowledge a task connects anew, and its beat goes on whatever the clock does."""
 
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -8,6 +9,7 @@ import pytest
 import redis
 from celery.worker import request
 
+from aggregator_project.schedules import Every
 from aggregator_project.worker import Request
 
 
@@ -54,3 +56,11 @@ def test_an_acknowledged_task_is_not_acknowledged_again(hub: Mock) -> None:
     assert answer.call_count == 1
     assert not hub.call_soon.called
     assert issubclass(Request, request.Request)
+
+
+@pytest.mark.parametrize(("seconds_ago", "due"), [(1, False), (3, True), (-3600, True)])
+def test_beat_sweeps_on_when_the_clock_is_set_back(seconds_ago: int, due: bool) -> None:
+    now = datetime(2025, 10, 21, 12, tzinfo=UTC)
+    state = Every(2, nowfun=lambda: now).is_due(now - timedelta(seconds=seconds_ago))
+    assert state.is_due is due
+    assert state.next <= 2
