@@ -16,6 +16,7 @@ from django.templatetags.static import static
 
 from aggregator_project.environment import Environment
 from aggregator_project.logs import logging_config
+from aggregator_project.schedules import Every
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -447,6 +448,8 @@ CELERY_WORKER_SEND_TASK_EVENTS = True
 CELERY_TASK_SEND_SENT_EVENT = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+# A broker that answers, but refuses what is asked of it, is away as well: a Redis that may not write.
+CELERY_BROKER_CHANNEL_ERROR_RETRY = True
 CELERY_BROKER_CONNECTION_TIMEOUT = 2
 # A publish never waits for a broker: the batch is on disk, and beat rings later.
 CELERY_TASK_PUBLISH_RETRY = False
@@ -482,7 +485,7 @@ SWEEP_SECONDS = 2
 CELERY_BEAT_SCHEDULE = {
     "sweep-inbox": {
         "task": "events.process_inbox",
-        "schedule": SWEEP_SECONDS,
+        "schedule": Every(SWEEP_SECONDS),
         # While workers are away their queue must not fill with sweeps that all do the same. Far more than the seconds
         # by which the clocks of two hosts may differ.
         "options": {"expires": 60},

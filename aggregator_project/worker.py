@@ -51,9 +51,9 @@ class Consumer(consumer.Consumer):
 class Request(request.Request):
     """A task that was received. If its message cannot be acknowledged, the worker connects anew.
 
-    Celery only logs it. But a message that is not acknowledged takes the place of the next one for as long as the
-    connection lives (worker_prefetch_multiplier), and a broker that hangs for a while does not end a connection: with
-    one process and one place, the worker would never fetch a task again.
+    Celery only logs it, or not even that. But a message that is not acknowledged takes the place of the next one for as
+    long as the connection lives (worker_prefetch_multiplier), and a broker that hangs for a while, or refuses a write,
+    does not end a connection: with one process and one place, the worker would never fetch a task again.
     """
 
     #: The loop of this worker.
@@ -72,14 +72,16 @@ class Request(request.Request):
         self.acknowledged = True
         try:
             answer()
-        except self.connection_errors as error:
+        except Exception as error:
+            # A connection that broke, or one that lives and a Redis that refuses writes: no replica to copy them to, no
+            # memory, a disk that it cannot save to, a replica since a failover.
             log.warning("a task could not be acknowledged (%s); connecting anew", error)
             # From the loop, whose errors reach the consumer. Those of a task's callbacks end in the log.
             self.hub.call_soon(_fail, error)
 
 
 def _fail(error: Exception) -> NoReturn:
-    raise error
+    raise ConnectionError(f"a task could not be acknowledged: {error}") from error
 
 
 class Task(celery.Task):

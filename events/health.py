@@ -113,7 +113,10 @@ class Broker(StateCheck):
 
 
 class Worker(StateCheck):
-    """Has said lately that it is there; its main process does, so a pool that is busy makes no difference."""
+    """Has said lately that it is there, and stores what is due.
+
+    Its main process says so, so a pool that is busy makes no difference; one that stores nothing does, for any reason.
+    """
 
     def ask(self) -> state.Part:
         return state.workers()
@@ -129,13 +132,13 @@ class Beat(StateCheck):
 
 
 class Backlog(StateCheck):
-    """Nothing has been pending longer than READY_MAX_PENDING_SECONDS."""
+    """Nothing has been due longer than READY_MAX_PENDING_SECONDS."""
 
     def ask(self) -> state.Part:
         waited = state.oldest_pending_seconds() or 0.0
         limit = settings.READY_MAX_PENDING_SECONDS
         well = not limit or waited <= limit
-        return state.Part("pending", well, f"the oldest batch has been pending for {waited:.0f} s, more than {limit} s")
+        return state.Part("pending", well, f"a batch has been due for {waited:.0f} s, more than {limit} s")
 
 
 #: In the order in which one would look.

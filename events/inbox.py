@@ -5,14 +5,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
 from celery import current_app
 from django.conf import settings
 from django.core.cache import cache
-from django.db.models import Sum
+from django.db.models import Min, Q, QuerySet, Sum
 from django.utils import timezone
 
 from events import metrics, tracing, wire
@@ -40,6 +40,9 @@ OWN_RING_EXPIRES_SECONDS = 1.0
 CONFIRM_SECONDS = 2
 #: Seconds without a try after the doorbell failed, so that a dead broker costs one request a pause, not every one.
 RING_PAUSE_SECONDS = 1.0
+#: Seconds until a failed batch is tried again, doubled with every attempt, up to the longest.
+FIRST_RETRY_SECONDS = 2
+LONGEST_RETRY_SECONDS = 300
 #: Seconds a process goes by its own count of what is pending before it asks the database again.
 PENDING_KNOWN_SECONDS = 1.0
 
@@ -279,19 +282,31 @@ def _has_room(count: int) -> bool:
     return True
 
 
+def pending() -> QuerySet[Batch]:
+    """The batches that are neither stored nor given up."""
+    return Batch.objects.filter(processed_at=None, status=Batch.Status.PENDING)
+
+
+def due() -> QuerySet[Batch]:
+    """The pending batches that may be stored now: all but those in the pause after a failed attempt.
+
+    A first try depends on no clock. A pause that is longer than any can be was begun by a clock that was ahead.
+    """
+    now = timezone.now()
+    longest = now + timedelta(seconds=LONGEST_RETRY_SECONDS)
+    return pending().filter(Q(attempts=0) | Q(next_attempt_at__lte=now) | Q(next_attempt_at__gt=longest))
+
+
 def pending_events() -> int:
     """How many accepted events are not processed yet. Read from an index that holds open batches only."""
-    total = Batch.objects.filter(processed_at=None, status=Batch.Status.PENDING).aggregate(total=Sum("received"))[
-        "total"
-    ]
+    total = pending().aggregate(total=Sum("received"))["total"]
     return total or 0
 
 
-def pending_since() -> datetime | None:
-    """When the oldest pending batch was accepted, or None where nothing is pending."""
-    return (
-        Batch.objects.filter(processed_at=None, status=Batch.Status.PENDING)
-        .order_by("id")
-        .values_list("accepted_at", flat=True)
-        .first()
-    )
+def due_since() -> datetime | None:
+    """When the batch that has waited longest became due, or None where none is.
+
+    It is due when it is accepted or replayed, and again when the pause after a failed attempt is over.
+    """
+    since: datetime | None = due().aggregate(since=Min("next_attempt_at"))["since"]
+    return since

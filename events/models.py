@@ -59,7 +59,9 @@ class Batch(models.Model):
     body = models.BinaryField(null=True, help_text="The events as wire.encode() wrote them; gone once processed.")
     size = models.PositiveIntegerField(help_text="Bytes of the body.")
     attempts = models.PositiveSmallIntegerField(default=0, db_default=0, help_text="Times that storing it failed.")
-    next_attempt_at = models.DateTimeField(help_text="Not tried before.")
+    next_attempt_at = models.DateTimeField(
+        help_text="When it became due: accepted, replayed, or after the pause of a failed attempt."
+    )
     error = models.TextField(blank=True, default="", db_default="", help_text="Why the last attempt failed.")
     processed_at = models.DateTimeField(null=True)
     request_id = models.CharField(
@@ -83,7 +85,7 @@ class Batch(models.Model):
             # Holds just what is not processed, so claiming and counting it cost the same at any number of batches.
             # The condition has no parameter because SQLite uses a partial index only where it can see it is implied.
             models.Index(
-                fields=["status", "id", "received", "size", "next_attempt_at", "accepted_at"],
+                fields=["status", "id", "received", "size", "attempts", "next_attempt_at"],
                 condition=Q(processed_at__isnull=True),
                 name="batch_open",
             ),

@@ -9,12 +9,28 @@ from typing import Any
 
 import msgspec
 from django.db import connections, models
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 
-def document(rows: Sequence[Sequence[Any]]) -> str:
-    """The rows as the one parameter of the statements below."""
+def execute(connection: BaseDatabaseWrapper, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+    """Gives the rows to one of the statements below.
+
+    They go to the server as they are, and not within the statement as Django's cursors write them: there, escaped once
+    more and copied four times, a payload of 10 MiB took 360 MB.
+
+    Returns:
+        How many rows were written.
+    """
+    from psycopg import Cursor
+    from psycopg.types.json import Json
+
     names = [f"c{place}" for place in range(len(rows[0]))]
-    return msgspec.json.encode([dict(zip(names, row, strict=True)) for row in rows]).decode()
+    document = msgspec.json.encode([dict(zip(names, row, strict=True)) for row in rows])
+    connection.ensure_connection()
+    raw: Cursor[Any] = Cursor(connection.connection)
+    with connection._prepare_cursor(raw) as cursor:  # type: ignore[attr-defined]  # what connection.cursor() does
+        cursor.execute(sql, [Json(None, dumps=lambda _: document)])
+        return int(cursor.rowcount)
 
 
 def insert_new_sql(model: type[models.Model], columns: Sequence[str], using: str) -> str:

@@ -21,7 +21,7 @@ from django.db import connection
 from django.utils import timezone
 
 from events import inbox
-from events.models import Heartbeat
+from events.models import Batch, Heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5
 #: Seconds after which a part that said nothing is taken to be gone; three heartbeats may be late or lost.
 GONE_SECONDS = 20
+#: Seconds without a stored batch, while one is due, after which workers that say that they are there are not believed.
+#: Twice what a worker takes that has to wait for the database, gives up and is called again.
+STALLED_SECONDS = 30
 #: Seconds after which a part that is gone is forgotten: somebody has taken it away.
 FORGOTTEN_SECONDS = 24 * 3600
 #: Seconds that the broker may take to answer.
@@ -92,8 +95,27 @@ def broker() -> Part:
 
 
 def workers() -> Part:
-    """Whether at least one worker is there."""
-    return _by_heartbeat("workers", WORKER, lambda names: f"{len(names)} running")
+    """Whether at least one worker is there, and stores what is due."""
+    part = _by_heartbeat("workers", WORKER, lambda names: f"{len(names)} running")
+    if part.well and (seconds := _stalled_seconds()):
+        return Part(part.name, False, f"running, but nothing was stored for {seconds:.0f} s although something is due")
+    return part
+
+
+def _stalled_seconds() -> float | None:
+    """How long nothing has been stored although something was due, where that is longer than a working drain takes."""
+    waited = oldest_pending_seconds()
+    if waited is None or waited <= STALLED_SECONDS:
+        return None
+    now = timezone.now()
+    # What lies in the future was written by a clock that was ahead.
+    stored = Batch.objects.filter(processed_at__isnull=False, processed_at__lte=now).order_by("-processed_at")
+    try:
+        last = stored.values_list("processed_at", flat=True).first()
+    except Exception:
+        return None
+    seconds = waited if last is None else min(waited, (now - last).total_seconds())
+    return seconds if seconds > STALLED_SECONDS else None
 
 
 def beat() -> Part:
@@ -102,9 +124,9 @@ def beat() -> Part:
 
 
 def oldest_pending_seconds() -> float | None:
-    """How long the oldest pending batch has waited; None where nothing is pending or the database is away."""
+    """How long the batch that has waited longest has been due; None where none is or the database is away."""
     try:
-        since = inbox.pending_since()
+        since = inbox.due_since()
     except Exception:
         return None
     return None if since is None else max(0.0, (timezone.now() - since).total_seconds())
@@ -140,7 +162,8 @@ def _by_heartbeat(title: str, part: str, well: Callable[[list[str]], str]) -> Pa
     if not heartbeats:
         return Part(title, False, "none has started yet")
     now = timezone.now()
-    present = [name for name, at in heartbeats.items() if (now - at).total_seconds() <= GONE_SECONDS]
+    # A heartbeat from the future was written by a clock that was ahead, and says nothing about now.
+    present = [name for name, at in heartbeats.items() if abs((now - at).total_seconds()) <= GONE_SECONDS]
     if not present:
         return Part(title, False, f"last seen {max(heartbeats.values()):%Y-%m-%d %H:%M:%S} UTC")
     return Part(title, True, well(present))

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
-from django.db.models import QuerySet
+from django.db.models import BigIntegerField, Case, Func, QuerySet, When
 from django.utils import timezone
+from msgspec import Raw
 
-from events import delays, horizon, metrics, tracing, wire
+from events import delays, horizon, in_flight, inbox, metrics, tracing, wire
 from events.models import Batch, Delay, Duplicate, Event, Minute, SourceTotal, TopicMinute, TopicTotal
 from events.turn import writing
 
@@ -24,30 +25,45 @@ log = logging.getLogger(__name__)
 #: What one transaction holds at most, so that SQLite's one writer lock is held for tens of milliseconds, not seconds.
 CHUNK_BATCHES = 500
 CHUNK_EVENTS = 4_000
-CHUNK_BYTES = 32 * 1024 * 1024
+CHUNK_BYTES = 8 * 1024 * 1024
 #: Ids looked up in one statement at most; SQLite takes 32,766 parameters, and one publish may have more events.
 LOOK_UP_IDS = 10_000
-#: Stored payloads in memory at a time, to be compared with those of duplicates: one may have 10 MiB.
-PAYLOADS_READ = 100
+#: Stored payloads fetched at a time, to be compared with those of duplicates.
+PAYLOADS_FETCHED = 100
+#: Bytes up to which payloads are compared as JSON; beyond, they are the same when their bytes are. As Python objects,
+#: JSON may take 25 times its bytes.
+COMPARED_BYTES = 64 * 1024
 #: Seconds a drain lasts at most: limits, shutdown and Flower see short tasks.
 DRAIN_SECONDS = 5.0
 #: Seconds in which pending batches may gather after a chunk that was not full. Without it the drain and the publishes
 #: fight for SQLite's writer lock, and its waiters sleep up to 100 ms: 635 single posts a second instead of 950.
 GATHER_SECONDS = 0.02
-#: Seconds until a failed batch is tried again, doubled with every attempt, up to the longest.
-FIRST_RETRY_SECONDS = 2
-LONGEST_RETRY_SECONDS = 300
+
+#: Why an attempt failed of which nobody could tell any more.
+WORKER_DIED = "The worker died while storing it."
 
 #: What an event is stored as; its id comes by itself.
 EVENT_COLUMNS = ("topic", "event_id", "source", "timestamp", "payload", "received_at", "batch")
 
-#: Requests that the line of a chunk names at most, at debug level.
-REQUESTS_NAMED = 20
+#: Requests that the line of a chunk names at most, at debug level, and batches that the line of a death names.
+REQUESTS_NAMED = BATCHES_NAMED = 20
 
 #: The database's own troubles: no batch is to blame, nothing is counted as an attempt, the next ring tries again.
 _TROUBLE_OF_THE_DATABASE = (OperationalError, InterfaceError)
 
 Key = tuple[str, str]
+
+
+class ByteLength(Func):
+    """The bytes of a text in UTF-8, which PostgreSQL, and SQLite since 3.43, know without reading it."""
+
+    function = "OCTET_LENGTH"
+    output_field = BigIntegerField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **options: Any) -> Any:
+        if connection.Database.sqlite_version_info < (3, 43):
+            options |= {"template": "LENGTH(CAST(%(expressions)s AS BLOB))"}
+        return self.as_sql(compiler, connection, **options)
 
 
 @dataclass(slots=True)
@@ -71,10 +87,15 @@ class Stored:
 
 @dataclass(slots=True)
 class Pending:
-    """A batch that is being stored."""
+    """A batch that is being stored.
+
+    Attributes:
+        due_at: when it was accepted, or replayed, or when the pause after its last failed attempt was over.
+    """
 
     pk: int
     accepted_at: datetime
+    due_at: datetime
     body: bytes
     unique: int = 0
     duplicates: int = 0
@@ -126,8 +147,8 @@ def drain(
     Raises:
         django.db.OperationalError: the database is away, locked or full; what is pending stays so.
     """
-    total = Stored()
     began = time.monotonic()
+    total = _succeed_the_dead()
     while time.monotonic() < began + seconds:
         chunk, full = store_chunk()
         total += chunk
@@ -138,6 +159,24 @@ def drain(
         elif when_full and connection.features.has_select_for_update_skip_locked:
             when_full()
     return total, True
+
+
+def _succeed_the_dead() -> Stored:
+    """Stores what processes were storing that have died, batch by batch, so that the one that kills is found.
+
+    A death is nobody's attempt: processes are killed for all sorts of reasons. It counts against a batch that was
+    being stored by itself, because it had been there at a death before.
+    """
+    total = Stored()
+    for left in in_flight.left_by_the_dead():
+        if left.batches:
+            log.warning("a process died while it was storing", extra={"batches": left.batches[:BATCHES_NAMED]})
+        for pk in left.batches:
+            if left.alone:
+                _put_off(pk, WORKER_DIED)
+            else:
+                total += _store_alone(pk)
+    return total
 
 
 def store_chunk() -> tuple[Stored, bool]:
@@ -180,6 +219,8 @@ def store_chunk() -> tuple[Stored, bool]:
         for batch in batches:
             stored += _store_alone(batch.pk)
         return stored, full
+    finally:
+        in_flight.note([])
     if batches:
         _tell(batches, stored, time.perf_counter() - began)
     return stored, full
@@ -207,24 +248,17 @@ def _tell(batches: Sequence[Pending], stored: Stored, seconds: float) -> None:
 
 
 def _store_alone(pk: int) -> Stored:
-    try:
-        with writing():
-            # Claimed again: another worker may have stored it since.
-            return _store(_read(_claimed(_pending().filter(pk=pk))))
-    except _TROUBLE_OF_THE_DATABASE:
-        raise
-    except Exception as error:
-        metrics.ERROR_OF_BATCH.inc()
-        _put_off(pk, error)
-        return Stored(batches=1, failed_batches=1)
-
-
-def _pending() -> QuerySet[Batch]:
-    return Batch.objects.filter(processed_at=None, status=Batch.Status.PENDING)
-
-
-def _due() -> QuerySet[Batch]:
-    return _pending().filter(next_attempt_at__lte=timezone.now())
+    """Stores one batch that is suspected, if it is still due."""
+    with in_flight.alone(pk):
+        try:
+            with writing():
+                # Claimed again: another worker may have stored it since.
+                return _store(_read(_claimed(inbox.due().filter(pk=pk))))
+        except _TROUBLE_OF_THE_DATABASE:
+            raise
+        except Exception as error:
+            _put_off(pk, f"{type(error).__name__}: {error}")
+            return Stored(batches=1, failed_batches=1)
 
 
 def _claim() -> tuple[list[Pending], bool]:
@@ -232,38 +266,49 @@ def _claim() -> tuple[list[Pending], bool]:
 
     On databases with row locks they are locked for this transaction.
     """
-    due = _due()
+    due = inbox.due().order_by("pk")
     # Sizes first, from the index alone, bodies later: five hundred batches may weigh gigabytes.
-    sizes = due.order_by("pk").values_list("pk", "received", "size")
+    sizes = due.values_list("pk", "received", "size", "attempts", named=True)
     chosen, full = _fitting(sizes[: CHUNK_BATCHES + 1])
+    if chosen and connection.features.has_select_for_update_skip_locked:
+        # Other drains may hold these. As many are locked as are likely to fit: what is locked and not stored keeps
+        # waiting.
+        wanted = len(chosen)
+        chosen, cut = _fitting(sizes.select_for_update(skip_locked=True)[:wanted])
+        full = cut or (full and len(chosen) == wanted)
     if not chosen:
         return [], False
-    if not connection.features.has_select_for_update_skip_locked:
-        return _claimed(due.filter(pk__gte=chosen[0], pk__lte=chosen[-1])), full
-    # Other drains may hold these. As many are locked as are likely to fit: what is locked and not stored keeps waiting.
-    free, cut = _fitting(sizes.select_for_update(skip_locked=True)[: len(chosen)])
-    return _claimed(due.filter(pk__in=free)), cut or (full and len(free) == len(chosen))
+    in_flight.note([batch.pk for batch in chosen], alone=chosen[0].attempts > 0)
+    return _claimed(due.filter(pk__in=[batch.pk for batch in chosen])), full
 
 
-def _fitting(sizes: Iterable[tuple[int, int, int]]) -> tuple[list[int], bool]:
-    """Of batches by number, events and bytes the first that one transaction should hold, and whether more came."""
-    fitting: list[int] = []
+def _fitting(sizes: Iterable[Any]) -> tuple[list[Any], bool]:
+    """The first of these batches that one transaction should hold, and whether more came.
+
+    One that failed before is by itself: it stands in nobody's way, and if it kills the worker, it is known.
+    """
+    fitting: list[Any] = []
     events = size = 0
-    for pk, received, weight in sizes:
+    for batch in sizes:
+        events += batch.received
+        size += batch.size
         if fitting and (
-            len(fitting) == CHUNK_BATCHES or events + received > CHUNK_EVENTS or size + weight > CHUNK_BYTES
+            len(fitting) == CHUNK_BATCHES
+            or events > CHUNK_EVENTS
+            or size > CHUNK_BYTES
+            or batch.attempts
+            or fitting[0].attempts
         ):
             return fitting, True
-        fitting.append(pk)
-        events += received
-        size += weight
+        fitting.append(batch)
     return fitting, False
 
 
 def _claimed(batches: QuerySet[Batch]) -> list[Pending]:
     skips_locked = connection.features.has_select_for_update_skip_locked
-    rows = batches.order_by("pk").select_for_update(skip_locked=skips_locked).values_list("pk", "accepted_at", "body")
-    return [Pending(pk, accepted_at, bytes(body or b"")) for pk, accepted_at, body in rows]
+    rows = batches.order_by("pk").select_for_update(skip_locked=skips_locked)
+    columns = rows.values_list("pk", "accepted_at", "next_attempt_at", "body")
+    return [Pending(pk, accepted_at, due_at, bytes(body or b"")) for pk, accepted_at, due_at, body in columns]
 
 
 def _read(batches: list[Pending]) -> Chunk:
@@ -295,7 +340,7 @@ def _read(batches: list[Pending]) -> Chunk:
 def _still_due(chunk: Chunk) -> Chunk:
     """The chunk, or what is left of it where another drain was faster."""
     batches = chunk.batches
-    due = _due().filter(pk__gte=batches[0].pk, pk__lte=batches[-1].pk)
+    due = inbox.due().filter(pk__gte=batches[0].pk, pk__lte=batches[-1].pk)
     left = set(due.values_list("pk", flat=True))
     if left.issuperset(batch.pk for batch in batches):
         return chunk
@@ -308,6 +353,8 @@ def _store(chunk: Chunk) -> Stored:
     if not batches:
         return Stored()
     _insert(chunk)
+    # Payloads as text, which the log of duplicates needs room for.
+    chunk.rows = ()
     _log_duplicates([arrival for arrival in arrivals if not arrival.new])
     tallies = _tally(arrivals)
     _mark_processed(batches)
@@ -345,7 +392,7 @@ def _log_duplicates(dropped: Sequence[Arrival]) -> None:
 
 
 def _compare(dropped: Sequence[Arrival]) -> None:
-    """Marks the arrivals that differ from the stored event. Few stored payloads are in memory at a time."""
+    """Marks the arrivals that differ from the stored event. Few and small stored payloads are in memory at a time."""
     arrivals: dict[str, dict[str, list[Arrival]]] = defaultdict(lambda: defaultdict(list))
     for arrival in dropped:
         topic, event_id = arrival.key
@@ -353,17 +400,39 @@ def _compare(dropped: Sequence[Arrival]) -> None:
     for topic, of_topic in arrivals.items():
         left = iter(of_topic)
         while some := list(islice(left, LOOK_UP_IDS)):
-            found = Event.objects.filter(topic=topic, event_id__in=some).values_list("event_id", "payload")
-            for event_id, payload in found.iterator(PAYLOADS_READ):
+            stored = Event.objects.filter(topic=topic, event_id__in=some).annotate(
+                size=ByteLength("payload"), small=Case(When(size__lte=COMPARED_BYTES, then="payload"))
+            )
+            large: list[tuple[str, int]] = []
+            for event_id, size, payload in stored.values_list("event_id", "size", "small").iterator(PAYLOADS_FETCHED):
+                if payload is None:
+                    large.append((event_id, size))
                 # An empty one has expired, and what could be compared is gone.
                 for arrival in of_topic[event_id] if payload else ():
-                    arrival.differs = _differ(str(arrival.event.payload, "utf-8"), payload)
+                    arrival.differs = _differ(arrival.event.payload, payload)
+            for event_id, size in large:
+                _compare_large(topic, event_id, size, of_topic[event_id])
 
 
-def _differ(one: str, other: str) -> bool:
+def _compare_large(topic: str, event_id: str, size: int, arrivals: Sequence[Arrival]) -> None:
+    """Compares with a stored payload that is beyond COMPARED_BYTES, which is fetched only for one of its length."""
+    for arrival in arrivals:
+        arrival.differs = len(arrival.event.payload) != size
+    if not all(arrival.differs for arrival in arrivals):
+        stored = Event.objects.filter(topic=topic, event_id=event_id).values_list("payload", flat=True)
+        # Retention may have taken it meanwhile.
+        if payload := stored.first():
+            for arrival in arrivals:
+                arrival.differs = _differ(arrival.event.payload, payload)
+
+
+def _differ(one: Raw, other: str) -> bool:
     """Whether two JSON texts say different things; spaces and the order of keys say nothing (RFC 8259 section 4)."""
+    text = str(one, "utf-8")
+    if text == other or len(one) > COMPARED_BYTES:
+        return text != other
     # Compared as text again: to Python, true equals 1.
-    return one != other and _canonical(one) != _canonical(other)
+    return _canonical(text) != _canonical(other)
 
 
 def _canonical(text: str) -> bytes:
@@ -453,12 +522,12 @@ def _fold(tallies: dict[Any, Tally], name: Any, tally: Tally) -> None:
 
 
 def _delays(batches: Sequence[Pending]) -> list[tuple[datetime, int, int]]:
-    """How long the events of the batches waited, by the minute in which they are stored."""
+    """How long the events of the batches were due, by the minute in which they are stored."""
     now = timezone.now()
     minute = now.replace(second=0, microsecond=0)
     events: dict[int, int] = defaultdict(int)
     for batch in batches:
-        events[delays.step((now - batch.accepted_at).total_seconds() * 1000)] += batch.received
+        events[delays.step((now - batch.due_at).total_seconds() * 1000)] += batch.received
     return [(minute, step, count) for step, count in events.items()]
 
 
@@ -473,11 +542,12 @@ def _mark_processed(batches: Sequence[Pending]) -> None:
     )
 
 
-def _put_off(pk: int, error: Exception) -> None:
-    """Notes a failed attempt: the batch is tried again after a growing pause, or becomes a dead letter."""
+def _put_off(pk: int, error: str) -> None:
+    """Counts a failed attempt: the batch is tried again after a growing pause, or becomes a dead letter."""
+    metrics.ERROR_OF_BATCH.inc()
     with writing():
         batch = (
-            _pending()
+            inbox.pending()
             .filter(pk=pk)
             .select_for_update(skip_locked=connection.features.has_select_for_update_skip_locked)
             .first()
@@ -485,8 +555,8 @@ def _put_off(pk: int, error: Exception) -> None:
         if batch is None:
             return
         batch.attempts += 1
-        batch.error = f"{type(error).__name__}: {error}"
-        pause = min(FIRST_RETRY_SECONDS * 2 ** (batch.attempts - 1), LONGEST_RETRY_SECONDS)
+        batch.error = error
+        pause = min(inbox.FIRST_RETRY_SECONDS * 2 ** (batch.attempts - 1), inbox.LONGEST_RETRY_SECONDS)
         batch.next_attempt_at = timezone.now() + timedelta(seconds=pause)
         if batch.attempts >= settings.INBOX_MAX_ATTEMPTS:
             batch.status = Batch.Status.FAILED

@@ -29,7 +29,13 @@ def process_inbox() -> dict[str, int]:
     if stored.batches:
         seconds = time.perf_counter() - began
         metrics.DRAIN_SECONDS.observe(seconds)
-        log.info("stored", extra={**asdict(stored), "ms": round(seconds * 1000, 1)})
+        failed = stored.failed_batches
+        said = "stored" if not failed else "not stored" if failed == stored.batches else "stored, but not all"
+        log.log(
+            logging.WARNING if failed else logging.INFO,
+            said,
+            extra={**asdict(stored), "ms": round(seconds * 1000, 1)},
+        )
     return asdict(stored)
 
 

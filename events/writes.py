@@ -132,11 +132,11 @@ class ManyRowsQuerySet(models.QuerySet[Any]):
     def _execute_each(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
         if not rows:
             return 0
-        with connections[self.db].cursor() as cursor:
-            if connections[self.db].vendor == "postgresql":
-                cursor.execute(sql, [records.document(rows)])
-            else:
-                cursor.executemany(sql, rows)
+        connection = connections[self.db]
+        if connection.vendor == "postgresql":
+            return records.execute(connection, sql, rows)
+        with connection.cursor() as cursor:
+            cursor.executemany(sql, rows)
             return int(cursor.rowcount)
 
 

@@ -144,7 +144,7 @@ def test_state_never_raises() -> None:
     with (
         patch("events.state.connection.cursor", side_effect=RuntimeError("database away")),
         patch("events.state.Heartbeat.objects.filter", side_effect=RuntimeError("database away")),
-        patch("events.state.inbox.pending_since", side_effect=RuntimeError("database away")),
+        patch("events.state.inbox.due_since", side_effect=RuntimeError("database away")),
         patch("events.state.current_app.connection_for_write", side_effect=RuntimeError("broker away")),
     ):
         assert state.oldest_pending_seconds() is None

@@ -13,7 +13,7 @@ from django.db import connection, connections
 from django.test import Client
 from django.utils import timezone
 
-from events import health, state
+from events import dead_letters, health, state
 from events.models import Heartbeat
 from tests.test_store import pending
 
@@ -38,6 +38,11 @@ def parts() -> None:
 def seen(part: str, seconds_ago: float = 0) -> None:
     at = timezone.now() - timedelta(seconds=seconds_ago)
     Heartbeat.objects.update_or_create(part=part, name=part, defaults={"seen_at": at})
+
+
+def processed(seconds_ago: float = 0) -> None:
+    """A batch that was stored so long ago."""
+    pending(status="processed", body=None, processed_at=timezone.now() - timedelta(seconds=seconds_ago))
 
 
 def ask(client: Client) -> tuple[int, dict[str, Any]]:
@@ -124,12 +129,50 @@ def test_without_beat_it_is_ready_and_says_so(client: Client) -> None:
 @pytest.mark.usefixtures("parts")
 def test_a_batch_that_waits_too_long_is_in_the_way(client: Client, settings: Any) -> None:
     pending(at=timezone.now() - timedelta(seconds=61))
+    processed()
     status, answer = ask(client)
     assert (status, answer["down"]) == (503, ["pending"])
     settings.READY_MAX_PENDING_SECONDS = 90
     assert ask(client)[0] == 200
     settings.READY_MAX_PENDING_SECONDS = 0
     assert ask(client)[0] == 200
+
+
+LONG = state.STALLED_SECONDS + 1
+
+
+@pytest.mark.parametrize("last_stored", [None, LONG, -3600])
+@pytest.mark.usefixtures("parts")
+def test_a_worker_that_is_there_and_stores_nothing_of_what_is_due_is_down(
+    last_stored: float | None, client: Client
+) -> None:
+    pending(at=timezone.now() - timedelta(seconds=LONG))
+    if last_stored is not None:
+        processed(last_stored)
+    status, answer = ask(client)
+    assert (status, answer["down"]) == (503, ["worker"])
+    assert "nothing was stored for 31 s although something is due" in answer["parts"]["worker"]["detail"]
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_worker_that_has_nothing_to_store_is_there(client: Client) -> None:
+    processed(LONG)
+    pending(at=timezone.now() - timedelta(seconds=1))
+    pending(attempts=1, at=timezone.now() - timedelta(hours=1), next_attempt_at=timezone.now() + timedelta(minutes=4))
+    assert ask(client)[0] == 200
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_dead_letter_that_is_replayed_has_not_waited_yet(client: Client) -> None:
+    dead = pending(at=timezone.now() - timedelta(hours=1), status="failed", attempts=5)
+    dead_letters.replay([dead.pk])
+    assert ask(client)[0] == 200
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_heartbeat_from_the_future_says_nothing_about_now(client: Client) -> None:
+    seen("worker", -3600)
+    assert ask(client)[1]["down"] == ["worker"]
 
 
 @pytest.mark.usefixtures("parts")

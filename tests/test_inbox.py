@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from django.core.cache import cache
 from django.db import OperationalError, connection, connections
 from django.utils import timezone
 
-from events import inbox, tasks, wire
+from events import inbox, store, tasks, wire
 from events.models import Batch, Event
 
 pytestmark = pytest.mark.django_db
@@ -215,6 +215,23 @@ def test_a_cache_that_breaks_while_the_doorbell_is_answered_stops_nothing(
 def test_the_task_stores_what_is_pending_and_says_how_much(rings: Rings) -> None:
     inbox.accept(events("1", "2", "1"))
     assert tasks.process_inbox() == {"batches": 1, "events": 3, "unique": 2, "duplicates": 1, "failed_batches": 0}
+
+
+@pytest.mark.parametrize(
+    ("stored", "level", "said"),
+    [
+        (store.Stored(batches=2, events=2, unique=2), "INFO", "stored"),
+        (store.Stored(batches=2, events=1, unique=1, failed_batches=1), "WARNING", "stored, but not all"),
+        (store.Stored(batches=3, failed_batches=3), "WARNING", "not stored"),
+    ],
+)
+def test_the_line_of_a_drain_says_whether_it_stored_anything(
+    stored: store.Stored, level: str, said: str, rings: Rings, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.store, "drain", lambda **_: (stored, False))
+    with caplog.at_level("INFO", "events.tasks"):
+        tasks.process_inbox()
+    assert [(line.levelname, line.message) for line in caplog.records] == [(level, said)]
 
 
 def test_the_task_answers_the_doorbell_before_it_reads(rings: Rings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,18 +492,33 @@ def test_only_pending_events_are_pending() -> None:
 
 
 def test_nothing_pending_is_zero_since_never() -> None:
-    assert (inbox.pending_events(), inbox.pending_since()) == (0, None)
+    assert (inbox.pending_events(), inbox.due_since()) == (0, None)
 
 
-def test_pending_since_is_when_the_oldest_pending_batch_was_accepted() -> None:
+def test_what_waits_has_waited_since_the_first_of_it_became_due() -> None:
     moments = [datetime(2025, 10, day, tzinfo=UTC) for day in (1, 2, 3)]
-    pending(accepted_at=moments[0], status=Batch.Status.FAILED)
-    pending(accepted_at=moments[1])
-    pending(accepted_at=moments[2])
-    assert inbox.pending_since() == moments[1]
+    pending(next_attempt_at=moments[0], status=Batch.Status.FAILED)
+    pending(next_attempt_at=moments[2])
+    pending(next_attempt_at=moments[1])
+    assert inbox.due_since() == moments[1]
 
 
-@pytest.mark.parametrize("question", [inbox.pending_events, inbox.pending_since])
+def test_a_batch_in_the_pause_after_a_failure_is_not_due() -> None:
+    pending(accepted_at=datetime(2025, 10, 1, tzinfo=UTC), attempts=1, next_attempt_at=in_a_minute())
+    assert inbox.due_since() is None
+
+
+def test_a_batch_whose_pause_no_failure_makes_is_due() -> None:
+    moment = in_a_minute() + timedelta(seconds=inbox.LONGEST_RETRY_SECONDS)
+    pending(attempts=1, next_attempt_at=moment)
+    assert inbox.due_since() == moment
+
+
+def in_a_minute() -> datetime:
+    return timezone.now() + timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("question", [inbox.pending_events, inbox.due_since])
 def test_what_is_pending_is_read_from_the_index_of_open_batches(question: Callable[[], Any]) -> None:
     if connection.vendor != "sqlite":
         pytest.skip("a plan that only SQLite gives")

@@ -11,7 +11,7 @@ from django.db import InterfaceError, OperationalError, connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from events import store, wire
+from events import delays, inbox, store, wire
 from events.audit import audit
 from events.models import Batch, Delay, Duplicate, Event, Minute, SourceTotal, TopicMinute, TopicTotal
 from tests.conftest import event
@@ -29,6 +29,11 @@ def pending(*events: dict[str, Any], at: datetime | None = None, **fields: Any) 
     return Batch.objects.create(
         **{"accepted_at": at, "next_attempt_at": at, "received": len(events), "body": body, "size": len(body)} | fields
     )
+
+
+def stored_as_published(body: bytes, received: int) -> Batch:
+    """A batch of a body that wire.encode() has written already."""
+    return pending(received=received, body=body, size=len(body))
 
 
 def broken(**fields: Any) -> Batch:
@@ -209,6 +214,51 @@ def test_a_duplicate_of_an_expired_event_cannot_differ(drain: Drain) -> None:
     assert Duplicate.objects.get().payload_differs is False
 
 
+def _text(size: int, last: str = "x") -> dict[str, str]:
+    """A payload of so many bytes."""
+    return {"a": "x" * (size - len('{"a": ""}') - len(last)) + last}
+
+
+@pytest.mark.parametrize(
+    ("stored", "dropped", "differs", "fetched"),
+    [
+        (_text(200), _text(200), False, 1),
+        (_text(200), _text(200, "y"), True, 1),
+        (_text(200), _text(201), True, 0),
+        (_text(200), {"n": 1}, True, 0),
+        ({"n": 1}, _text(200), True, 0),
+        ({"a": "x" * 200, "b": 1}, {"b": 1, "a": "x" * 200}, True, 1),
+        (_text(198, "é"), _text(198, "é"), False, 1),
+    ],
+    ids=[
+        "same",
+        "other text",
+        "other length",
+        "small",
+        "small one stored",
+        "other order",
+        "more bytes than characters",
+    ],
+)
+def test_a_large_payload_is_compared_byte_by_byte_and_fetched_only_where_its_length_does_not_tell(
+    stored: dict[str, Any],
+    dropped: dict[str, Any],
+    differs: bool,
+    fetched: int,
+    drain: Drain,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "COMPARED_BYTES", 100)
+    pending(event("1", payload=stored))
+    drain()
+    pending(event("1", payload=dropped))
+    with CaptureQueriesContext(connection) as statements:
+        drain()
+    assert Duplicate.objects.get().payload_differs is differs
+    whole = [one["sql"] for one in statements if one["sql"].startswith('SELECT "events_event"."payload" ')]
+    assert len(whole) == fetched
+
+
 def test_the_log_can_be_turned_off(drain: Drain, settings: Any) -> None:
     settings.DUPLICATE_LOG_DAYS = 0
     pending(event("1"), event("1"))
@@ -311,6 +361,12 @@ def test_events_are_counted_by_how_long_they_waited(drain: Drain, monkeypatch: p
     assert 40_000 <= milliseconds < 80_000
 
 
+def test_a_batch_that_was_replayed_has_waited_since_then(drain: Drain) -> None:
+    pending(event("1"), at=NOON, next_attempt_at=timezone.now())
+    drain()
+    assert Delay.objects.get().milliseconds < 86_400_000
+
+
 @pytest.mark.django_db(transaction=True)
 def test_concurrent_drains_store_and_count_each_event_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "CHUNK_BATCHES", 3)
@@ -370,6 +426,12 @@ def test_a_batch_beyond_the_limit_is_a_chunk_of_its_own(limit: str, monkeypatch:
     for number in range(2):
         pending(event(f"{number}a"), event(f"{number}b"))
     assert chunks() == [1, 1]
+
+
+def test_a_batch_that_failed_before_is_a_chunk_of_its_own() -> None:
+    for attempts in (0, 1, 0, 0):
+        pending(event(), attempts=attempts)
+    assert chunks() == [1, 1, 2]
 
 
 def test_the_oldest_batches_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,8 +559,22 @@ def test_a_broken_batch_is_not_tried_again_at_once(drain: Drain) -> None:
 
 
 def test_a_batch_that_is_put_off_leaves_the_drain_with_nothing_to_do() -> None:
-    broken(next_attempt_at=timezone.now() + timedelta(seconds=60))
+    broken(attempts=1, next_attempt_at=timezone.now() + timedelta(seconds=60))
     assert store.drain() == (store.Stored(), False)
+
+
+def test_a_first_try_waits_for_no_clock(drain: Drain) -> None:
+    pending(event("1"), at=timezone.now() + timedelta(hours=1))
+    assert drain().unique == 1
+    assert Delay.objects.get().milliseconds == min(delays.STEPS)
+
+
+def test_a_pause_that_no_failure_makes_was_begun_by_a_wrong_clock_and_is_over(drain: Drain) -> None:
+    longest = timedelta(seconds=inbox.LONGEST_RETRY_SECONDS)
+    pending(event("1"), attempts=1, next_attempt_at=timezone.now() + longest + timedelta(minutes=1))
+    pending(event("2"), attempts=1, next_attempt_at=timezone.now() + longest - timedelta(seconds=30))
+    drain()
+    assert Event.objects.get().event_id == "1"
 
 
 def test_the_pause_doubles_with_every_attempt_up_to_a_limit(
@@ -607,7 +683,7 @@ def test_a_batch_that_another_worker_stored_meanwhile_is_not_put_off(drain: Drai
     batch = pending(event("1"))
     drain()
     before = everything()
-    store._put_off(batch.pk, ValueError("too late"))
+    store._put_off(batch.pk, "too late")
     assert everything() == before
 
 

@@ -22,7 +22,8 @@ WEIGHTS = {
     **dict.fromkeys(("all parts", "beat", "Celery main", "gunicorn master"), 4),
     **dict.fromkeys(("FLUSHALL", "message lost", "message twice"), 4),
     **dict.fromkeys(("supervisor", "two drains"), 2),
-    **dict.fromkeys(("broker hangs", "broker gone", "database locked"), 1),
+    "broker refuses writes": 4,
+    **dict.fromkeys(("broker hangs", "broker gone", "database locked", "worker frozen", "deadly batch"), 1),
 }
 #: Share of the faults that hit while the one before is not recovered from.
 IN_A_ROW = 0.2

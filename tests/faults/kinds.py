@@ -1,5 +1,6 @@
 """The faults, one function a kind: each breaks something that runs, and returns when recovering can begin."""
 
+import fcntl
 import random
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 import redis
 
-from tests.faults.service import PROJECT, Service, environment, runs, until
+from tests.faults.service import PROJECT, Service, environment, manage, runs, until
 
 #: Processes killed, by kind.
 Kills = Counter[str]
@@ -46,10 +47,13 @@ class Faults:
             "FLUSHALL": self.flushall,
             "broker hangs": self.broker_hangs,
             "broker gone": self.broker_gone,
+            "broker refuses writes": self.broker_refuses_writes,
             "message lost": self.message_lost,
             "message twice": self.message_twice,
             "two drains": self.two_drains,
             "database locked": self.database_locked,
+            "worker frozen": self.worker_frozen,
+            "deadly batch": self.deadly_batch,
         }
 
     def pool_process(self) -> None:
@@ -105,6 +109,13 @@ class Faults:
         time.sleep(self.away_seconds)
         successor.resume()
 
+    def broker_refuses_writes(self, reason: str | None = None) -> None:
+        """Takes connections and answers, but every write with an error. The reason is one of REFUSALS, or any."""
+        refuse = REFUSALS[reason or self.chance.choice(list(REFUSALS))]
+        self._with_broker(lambda broker: refuse(broker, self._part("broker")))
+        time.sleep(self.away_seconds / 4)
+        self._with_broker(_write_again)
+
     def message_lost(self) -> None:
         """Takes one off the queue, as a worker does that dies before it has written it down."""
         self._with_broker(lambda broker: broker.brpop("celery", timeout=4))
@@ -130,12 +141,53 @@ class Faults:
             time.sleep(self.away_seconds / 2)
             stranger.rollback()
 
+    def worker_frozen(self) -> None:
+        """Stops a process of the worker while it holds SQLite's writer lock."""
+        pool = self._one(lambda: self.service.pool_and_beat()[0])
+        until(lambda: self.stopped_with_the_lock(pool), "it holds the lock")
+        time.sleep(self.away_seconds / 2)
+        pool.resume()
+
+    def deadly_batch(self) -> None:
+        """A batch that never ends being stored, and whose process is killed each time, until it is a dead letter.
+
+        Then it is mended and replayed.
+        """
+        database = self.service.data / "aggregator.sqlite3"
+        with closing(sqlite3.connect(database, timeout=30)) as stranger:
+            stranger.executescript(_ENDLESS)
+        batch: int = until(lambda: self.service.publish("probe", DEADLY), "it is accepted")
+        while self.service.rows(f"SELECT status FROM events_batch WHERE id = {batch}") != [("failed",)]:
+            for process in self.service.pool_and_beat()[0]:
+                if batch in self.service.in_flight(process):
+                    self._kill("deadly batch", process)
+            time.sleep(0.02)
+        with closing(sqlite3.connect(database, timeout=30)) as stranger:
+            stranger.executescript("DROP TRIGGER endless; DROP VIEW endless_numbers")
+        replayed = manage(self.service.data, "replay", str(batch))
+        assert replayed.returncode == 0, replayed.stderr
+
     def _kill(self, kind: str, process: psutil.Process) -> None:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             return
         self.kills[kind] += 1
+
+    def stopped_with_the_lock(self, process: psutil.Process) -> bool:
+        """Stops the process. Lets it go on, and says so, where it does not hold the lock that writers wait for."""
+        process.suspend()
+        with (self.service.data / "aggregator.sqlite3-turn").open("wb") as turn:
+            # Others let go of it within that time.
+            for _ in range(20):
+                try:
+                    fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(0.02)
+                else:
+                    process.resume()
+                    return False
+        return True
 
     def _part(self, name: str) -> psutil.Process:
         found: psutil.Process = until(lambda: self.service.part(name), f"there is a {name}")
@@ -165,6 +217,42 @@ class Faults:
 
         until(done, "the broker answers")
 
+
+def _break_saving(broker: "redis.Redis", process: psutil.Process) -> None:
+    """Kills the process that saves, as a full disk would end it."""
+    broker.set("faults", 1)
+    broker.config_set("save", "3600 1")
+    # Microseconds for each key.
+    broker.config_set("rdb-key-save-delay", 10_000_000)
+    broker.bgsave()
+    for saving in process.children():
+        saving.kill()
+    until(lambda: broker.info("persistence")["rdb_last_bgsave_status"] != "ok", "saving has failed")
+
+
+#: Why Redis refuses writes, by the word with which its error begins.
+REFUSALS: dict[str, Callable[["redis.Redis", psutil.Process], Any]] = {
+    "NOREPLICAS": lambda broker, _: broker.config_set("min-replicas-to-write", 1),
+    "OOM": lambda broker, _: broker.config_set("maxmemory", 1),
+    "READONLY": lambda broker, _: broker.replicaof("127.0.0.1", "1"),
+    "MISCONF": _break_saving,
+}
+
+
+def _write_again(broker: "redis.Redis") -> None:
+    broker.replicaof("NO", "ONE")
+    for name, value in (("min-replicas-to-write", 0), ("maxmemory", 0), ("rdb-key-save-delay", 0), ("save", "")):
+        broker.config_set(name, value)
+
+
+#: The id of an event that is never stored while these are there. A trigger may not have a WITH of its own.
+DEADLY = "deadly"
+_ENDLESS = f"""
+CREATE VIEW endless_numbers AS WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers)
+    SELECT n FROM numbers;
+CREATE TRIGGER endless BEFORE INSERT ON events_event WHEN NEW.event_id = '{DEADLY}'
+    BEGIN SELECT count(*) FROM endless_numbers; END;
+"""
 
 _DRAIN = """
 import time

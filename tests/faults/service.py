@@ -1,5 +1,6 @@
 """The real stack on free ports and a folder of its own: starts it, finds its processes, and leaves none behind."""
 
+import json
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -208,6 +210,23 @@ class Service:
                     pass
                 time.sleep(0.02)
         return None
+
+    def publish(self, topic: str, event_id: str) -> int | None:
+        """Publishes an event. Returns the number of its batch; None where it was not accepted."""
+        try:
+            answer = httpx.post(f"{self.url}/publish", json={"topic": topic, "event_id": event_id, "source": "s"})
+            return int(answer.json()["batch_id"])
+        except (httpx.TransportError, KeyError, ValueError):
+            return None
+
+    def in_flight(self, process: psutil.Process) -> list[int]:
+        """The batches that a process of the worker has noted as being stored (in_flight.py)."""
+        for file in (self.data / "run" / "in-flight").glob("[!.]*"):
+            # Those that were written before it began are of others, which have died.
+            with suppress(OSError, ValueError, psutil.Error):
+                if file.stat().st_mtime > process.create_time() and (noted := json.loads(file.read_text())[0]):
+                    return list(noted)
+        return []
 
     def pending(self) -> int | None:
         """How many events are pending; None while nobody answers."""
