@@ -144,6 +144,9 @@ OTEL_EXPORTER_OTLP_ENDPOINT = environment.url("OTEL_EXPORTER_OTLP_ENDPOINT", "",
 #: Sentry's address for errors; nothing is sent when unset.
 SENTRY_DSN = environment.url("SENTRY_DSN", "", ["http", "https"])
 
+#: Webhook that is told when something needs an operator, {"text": "…"} as Slack takes it; nobody is told when unset.
+NOTIFY_URL = environment.url("NOTIFY_URL", "", ["http", "https"])
+
 # --- Doors ------------------------------------------------------------------------------------------------------------
 
 DEBUG = environment.flag("DEBUG", False)
