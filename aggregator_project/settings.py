@@ -436,7 +436,8 @@ else:
     if CELERY_BROKER_URL.startswith("rediss") and "ssl_cert_reqs=" not in CELERY_BROKER_URL:
         # kombu would take any certificate. ?ssl_cert_reqs=none says that this is meant.
         CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
-#: Seconds between the rings that beat makes by itself: the longest a batch waits whose ring was lost.
+CELERY_BEAT_SCHEDULER = "aggregator_project.beat:Scheduler"
+#: Seconds between two looks of beat at the inbox: the longest a batch waits whose ring was lost.
 SWEEP_SECONDS = 2
 CELERY_BEAT_SCHEDULE = {
     "sweep-inbox": {

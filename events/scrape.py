@@ -55,7 +55,7 @@ class _Parts:
 
 
 class _Counted:
-    """The files of all processes, those of the dead among them."""
+    """The files of all processes, those of the dead among them. Other programs that count there are not shown."""
 
     def collect(self) -> Iterator[Metric]:
         if not metrics.SHARED:
@@ -67,4 +67,4 @@ class _Counted:
         except Exception:
             # One of them is broken (metrics.readable says which); the others are not.
             merged = MultiProcessCollector.merge([str(file) for file in files if metrics.readable(file)])
-        yield from merged
+        yield from (metric for metric in merged if metric.name.startswith("aggregator_"))

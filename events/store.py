@@ -68,6 +68,12 @@ class Stored:
         self.failed_batches += other.failed_batches
         return self
 
+    def __str__(self) -> str:
+        if not self.batches:
+            return "nothing was due"
+        events = f"{self.unique:,} new, {self.duplicates:,} dropped"
+        return f"{self.failed_batches} of {self.batches} batches failed; {events}" if self.failed_batches else events
+
 
 @dataclass(slots=True)
 class Pending:
@@ -225,6 +231,11 @@ def _pending() -> QuerySet[Batch]:
 
 def _due() -> QuerySet[Batch]:
     return _pending().filter(next_attempt_at__lte=timezone.now())
+
+
+def anything_due() -> bool:
+    """Whether a drain would find something to do now. Read from an index that holds open batches only."""
+    return _due().exists()
 
 
 def _claim() -> tuple[list[Pending], bool]:

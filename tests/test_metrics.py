@@ -279,6 +279,18 @@ def test_a_file_that_is_broken_is_left_out_and_begun_again(tmp_path: Path, monke
     after.end()
 
 
+@pytest.mark.django_db
+def test_what_other_programs_count_in_the_folder_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Counter(tmp_path, 3).end()
+    folder = tmp_path / "run" / "metrics"
+    content = (folder / "counter_0.db").read_bytes()
+    (folder / "counter_99.db").write_bytes(content.replace(b"aggregator_rings", b"stranger_x_rings"))
+    monkeypatch.setattr(metrics, "FOLDER", folder)
+    lines = scrape.scrape().decode().splitlines()
+    assert 'aggregator_rings_total{result="sent"} 3.0' in lines
+    assert not [line for line in lines if "stranger" in line]
+
+
 # --- Dashboard and alerts ---------------------------------------------------------------------------------------------
 
 

@@ -138,6 +138,8 @@ def empty_temporary_folder() -> Path:
 def supervisor_environment() -> dict[str, str]:
     """The environment of the supervisor and, through it, of every part."""
     environment = os.environ | {"DATA_DIR": str(settings.DATA_DIR), "TMPDIR": str(empty_temporary_folder())}
+    # Each part sets it for itself. Flower does not: its own metrics are at its own address.
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
     terminal = sys.stderr.isatty()
     if settings.LOG_FORMAT == "auto":
         environment["LOG_FORMAT"] = "console" if terminal else "json"
