@@ -1,11 +1,15 @@
 """beat.py: beat sends a drain only while something is due, and says that it is there either way."""
 
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from celery.worker import state as worker_state
 from django.utils import timezone
 
-from aggregator_project import beat
+from aggregator_project import beat, worker
 from aggregator_project.celery import app
 from events import inbox, retention, state, store
 from events.models import Batch, Heartbeat
@@ -70,3 +74,33 @@ def test_beat_says_that_it_is_there_although_it_sends_nothing(
     monkeypatch.setattr(beat.beat.PersistentScheduler, "tick", lambda *_: 1.0)
     assert scheduler.tick() == 1.0
     assert Heartbeat.objects.get().part == "beat"
+
+
+# --- A beat that runs inside the worker -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The signals that the worker sends itself."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(worker.os, "kill", lambda *call: sent.append(call))
+    return sent
+
+
+def watch() -> None:
+    worker.BeatWatch._look(SimpleNamespace(), SimpleNamespace(beat=SimpleNamespace(is_alive=lambda: False)))
+
+
+def test_a_worker_whose_beat_died_ends(killed: list[tuple[int, int]]) -> None:
+    watch()
+    assert killed == [(os.getpid(), signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("how", ["should_stop", "should_terminate"])
+def test_a_worker_that_stops_does_not_call_its_beat_dead(
+    how: str, killed: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # os.EX_OK, as Celery sets it; it is 0.
+    monkeypatch.setattr(worker_state, how, os.EX_OK)
+    watch()
+    assert (killed, caplog.text) == ([], "")
