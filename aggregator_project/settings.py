@@ -15,21 +15,21 @@ from django.templatetags.static import static
 
 from aggregator_project.environment import Environment
 from aggregator_project.logs import logging_config
-
-BASE_DIR = Path(__file__).resolve().parent.parent
+from aggregator_project.running import BASE_DIR as BASE_DIR
+from aggregator_project.running import DATABASE_FILE, DEFAULT_DATA_DIR
 
 ENVIRONMENT = environment = Environment()
 
 # --- Where things live ------------------------------------------------------------------------------------------------
 
 #: Folder for everything this installation writes: SQLite file, embedded broker, generated secret key.
-DATA_DIR = Path(environment.text("DATA_DIR", str(BASE_DIR / "data"))).absolute()
+DATA_DIR = Path(environment.text("DATA_DIR", str(DEFAULT_DATA_DIR))).absolute()
 
 #: SQLite in DATA_DIR when unset; PostgreSQL with postgres://user:password@host:5432/name. What libpq knows can follow:
 #: ?sslmode=verify-full&sslrootcert=/path/ca.pem
 DATABASES: dict[str, dict[str, Any]] = {
     "default": environment.database(
-        "DATABASE_URL", f"sqlite:///{DATA_DIR / 'aggregator.sqlite3'}", ["sqlite", "postgres", "postgresql"]
+        "DATABASE_URL", f"sqlite:///{DATA_DIR / DATABASE_FILE}", ["sqlite", "postgres", "postgresql"]
     )
 }
 
@@ -192,7 +192,6 @@ def _secret_key() -> str:
     kept = DATA_DIR / "secret-key"
     try:
         if not kept.exists():
-            DATA_DIR.mkdir(parents=True, exist_ok=True)
             # Written aside and linked into place: of several parts that start together, one wins and all read its key.
             with tempfile.NamedTemporaryFile("w", dir=DATA_DIR, prefix=".secret-key-") as fresh:
                 fresh.write(secrets.token_urlsafe(50))
@@ -201,7 +200,7 @@ def _secret_key() -> str:
                     kept.hardlink_to(fresh.name)
         return kept.read_text().strip()
     except OSError:
-        # Nothing starts with it: events/checks.py says in one line what is wrong with DATA_DIR.
+        # A command that only looks makes no folder for it. What is wrong with the folder events/checks.py says.
         return secrets.token_urlsafe(50)
 
 

@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from aggregator_project.doors import open_doors
+from aggregator_project.running import LOCK_FILE, Service, announce
 from aggregator_project.stack import NoBroker, add_options, address_of, supervisor_command
 from events.checks import exit_on_errors
 from events.management.commands.prepare import create_admin, prepare_database
@@ -39,6 +40,7 @@ class Command(BaseCommand):
             command = supervisor_command()
         except NoBroker as error:
             raise CommandError(str(error)) from None
+        announce(Service(str(settings.DATA_DIR), address_of(settings.PORT), variables=given_settings()))
         self.stdout.write(banner(password))
         self.stdout.flush()
         os.execve(command[0], command, supervisor_environment())  # noqa: S606 (it is to be this process)
@@ -50,9 +52,9 @@ def claim_data_folder() -> None:
     Raises:
         CommandError: another one runs there.
     """
-    folder = settings.DATA_DIR / "run"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    lock = os.open(folder / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    file = settings.DATA_DIR / LOCK_FILE
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -125,6 +127,11 @@ def banner(password: str | None) -> str:
     lines += [line for door in open_doors() for line in ("", f"  WARNING: {door}")]
     lines += ["", "Ctrl-C stops it.", ""]
     return "\n".join(lines)
+
+
+def given_settings() -> dict[str, str]:
+    """The settings that the environment or the options of this command give."""
+    return {name: os.environ[name] for name in settings.ENVIRONMENT.names if os.environ.get(name)}
 
 
 def empty_temporary_folder() -> Path:
