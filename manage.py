@@ -11,6 +11,10 @@ def main() -> None:
         from aggregator_project.stack import options_into_environment
 
         options_into_environment(sys.argv[2:])
+    elif sys.argv[1:]:
+        from aggregator_project.running import choose_service
+
+        choose_service(sys.argv[1], sys.argv[2:])
     from django.core.management import execute_from_command_line
     from django.db import DatabaseError
 

@@ -3,13 +3,11 @@
 import gc
 import logging.config
 import os
-import socket
 import warnings
 from typing import Any
 
 from celery import Celery
 from celery.signals import (
-    after_task_publish,
     beat_embedded_init,
     beat_init,
     before_task_publish,
@@ -103,26 +101,11 @@ def end_soon_after_the_last_task(**_: Any) -> None:
 @heartbeat_sent.connect
 def note_worker(sender: Any, **_: Any) -> None:
     """Celery's own heartbeat, every two seconds in the worker's main process, carries ours."""
-    _note("worker", sender.eventer.hostname)
-
-
-@beat_init.connect
-@beat_embedded_init.connect
-def note_beat(**_: Any) -> None:
-    """Beat is there as long as it sends what is due; the sweep of the inbox is, every two seconds."""
-    after_task_publish.connect(note_sending, weak=False)
-
-
-def note_sending(**_: Any) -> None:
-    _note("beat", socket.gethostname())
-
-
-def _note(part: str, name: str) -> None:
     from django.db import connection
 
     from events import state
 
-    state.note(part, name)
+    state.note("worker", sender.eventer.hostname)
     # A worker forks its pool from this process, and an open SQLite connection must not cross a fork.
     connection.close()
 

@@ -12,6 +12,8 @@ from aggregator_project.stack import address_of
 address = settings.BIND
 port = settings.FLOWER_PORT
 basic_auth = settings.FLOWER_BASIC_AUTH
+#: What a task did stands in its result, or where a batch failed, in its exception.
+tasks_columns = "name,state,result,exception,received,runtime"
 #: What it keeps in memory. It is for looking at what happens now; the books are in /stats and the admin.
 max_tasks = 1_000
 max_workers = 100

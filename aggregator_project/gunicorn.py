@@ -123,3 +123,8 @@ def when_ready(_server: "Arbiter") -> None:
 
 def post_fork(_server: "Arbiter", worker: "Worker") -> None:
     end_with(worker.ppid)
+    if settings.NOTIFY_URL:
+        # Here, because an HTTP client takes memory that most installations can spare.
+        from events import alerts
+
+        alerts.start()

@@ -16,9 +16,9 @@ from django.templatetags.static import static
 
 from aggregator_project.environment import Environment
 from aggregator_project.logs import logging_config
+from aggregator_project.running import BASE_DIR as BASE_DIR
+from aggregator_project.running import DATABASE_FILE, DEFAULT_DATA_DIR
 from aggregator_project.schedules import Every
-
-BASE_DIR = Path(__file__).resolve().parent.parent
 
 ENVIRONMENT = environment = Environment()
 
@@ -29,7 +29,7 @@ os.umask(0o077)
 # --- Where things live ------------------------------------------------------------------------------------------------
 
 #: Folder for everything this installation writes: SQLite file, embedded broker, generated secret key.
-DATA_DIR = Path(environment.text("DATA_DIR", str(BASE_DIR / "data"))).absolute()
+DATA_DIR = Path(environment.text("DATA_DIR", str(DEFAULT_DATA_DIR))).absolute()
 if "\n" in str(DATA_DIR) or "\r" in str(DATA_DIR):
     # supervisord's configuration has one setting a line.
     environment.mistakes.append("DATA_DIR has a line break in it; name a folder without one")
@@ -40,7 +40,7 @@ DATABASES: dict[str, dict[str, Any]] = {
     "default": environment.database(
         "DATABASE_URL",
         # Not as a URL: in one, a #, a ? or a %41 of the path would mean something else.
-        {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / "aggregator.sqlite3")},
+        {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATA_DIR / DATABASE_FILE)},
         ["sqlite", "postgres", "postgresql"],
     )
 }
@@ -161,6 +161,9 @@ OTEL_EXPORTER_OTLP_ENDPOINT = environment.url("OTEL_EXPORTER_OTLP_ENDPOINT", "",
 #: Sentry's address for errors; nothing is sent when unset.
 SENTRY_DSN = environment.url("SENTRY_DSN", "", ["http", "https"])
 
+#: Webhook that is told when something needs an operator, {"text": "…"} as Slack takes it; nobody is told when unset.
+NOTIFY_URL = environment.url("NOTIFY_URL", "", ["http", "https"])
+
 # --- Doors ------------------------------------------------------------------------------------------------------------
 
 DEBUG = environment.flag("DEBUG", False)
@@ -209,7 +212,6 @@ def _secret_key() -> str:
     kept = DATA_DIR / "secret-key"
     try:
         if not kept.exists():
-            DATA_DIR.mkdir(parents=True, exist_ok=True)
             # Written aside and linked into place: of several parts that start together, one wins and all read its key.
             with tempfile.NamedTemporaryFile("w", dir=DATA_DIR, prefix=".secret-key-") as fresh:
                 fresh.write(secrets.token_urlsafe(50))
@@ -218,7 +220,7 @@ def _secret_key() -> str:
                     kept.hardlink_to(fresh.name)
         return kept.read_text().strip()
     except OSError:
-        # Nothing starts with it: events/checks.py says in one line what is wrong with DATA_DIR.
+        # A command that only looks makes no folder for it. What is wrong with the folder events/checks.py says.
         return secrets.token_urlsafe(50)
 
 
@@ -480,7 +482,8 @@ else:
     if CELERY_BROKER_URL.startswith("rediss") and "ssl_cert_reqs=" not in CELERY_BROKER_URL:
         # kombu would take any certificate. ?ssl_cert_reqs=none says that this is meant.
         CELERY_BROKER_USE_SSL = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
-#: Seconds between the rings that beat makes by itself: the longest a batch waits whose ring was lost.
+CELERY_BEAT_SCHEDULER = "aggregator_project.beat:Scheduler"
+#: Seconds between two looks of beat at the inbox: the longest a batch waits whose ring was lost.
 SWEEP_SECONDS = 2
 CELERY_BEAT_SCHEDULE = {
     "sweep-inbox": {

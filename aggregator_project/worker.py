@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import celery
 from celery import bootsteps
-from celery.worker import consumer, request
+from celery.worker import consumer, request, state
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ class BeatWatch(bootsteps.StartStopStep):
         worker.timer.call_repeatedly(LOOK_SECONDS, self._look, (worker,))
 
     def _look(self, worker: Any) -> None:
-        if worker.beat is not None and not worker.beat.is_alive():
+        # A worker that stops has ended its beat itself.
+        stopping = state.should_stop is not None or state.should_terminate is not None
+        if worker.beat is not None and not worker.beat.is_alive() and not stopping:
             log.error("beat has died; the worker ends, to be started again with a new one")
             os.kill(os.getpid(), signal.SIGTERM)

@@ -24,10 +24,16 @@ def check_environment(**_: Any) -> list[CheckMessage]:
 def check_data_folder(**_: Any) -> list[CheckMessage]:
     """What has to be written can be written."""
     folder = settings.DATA_DIR
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return [Error(f"DATA_DIR {folder} cannot be made: {error.strerror}", hint="Set DATA_DIR.", id="events.E002")]
+    # Made by whoever starts the service; a command that only looks leaves nothing behind.
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not there.is_dir():
+        text = f"DATA_DIR {folder} cannot be made: {there} is no folder"
+        return [Error(text, hint="Set DATA_DIR.", id="events.E002")]
+    if there != folder:
+        if os.access(there, os.W_OK | os.X_OK):
+            return []
+        text = f"DATA_DIR {folder} cannot be made by user {os.getuid()}"
+        return [Error(text, hint="Give that user the folder, or set DATA_DIR to another one.", id="events.E002")]
     # Also what is in it: whoever ran a command there as another user owns some of it now.
     for path in (folder, *private.paths(folder)):
         if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
@@ -55,7 +61,7 @@ def check_doors(**_: Any) -> list[CheckMessage]:
 
 
 def exit_on_errors() -> None:
-    """Ends the process with exit code 2 and a line for each mistake; for starts that Django's own commands do not make.
+    """Ends the process with exit code 2 and a line for each mistake, or else makes the data folder; for starts.
 
     Only what is ours: Django's checks load every page of the admin, which takes a worker a second and 23 MB.
 
@@ -67,3 +73,4 @@ def exit_on_errors() -> None:
         sys.stderr.write(f"{error.msg}{' ' + error.hint if error.hint else ''}\n")
     if errors:
         raise SystemExit(2)
+    settings.DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)

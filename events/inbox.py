@@ -297,6 +297,11 @@ def due() -> QuerySet[Batch]:
     return pending().filter(Q(attempts=0) | Q(next_attempt_at__lte=now) | Q(next_attempt_at__gt=longest))
 
 
+def anything_due() -> bool:
+    """Whether a drain would find something to do now. Read from an index that holds open batches only."""
+    return due().exists()
+
+
 def pending_events() -> int:
     """How many accepted events are not processed yet. Read from an index that holds open batches only."""
     total = pending().aggregate(total=Sum("received"))["total"]

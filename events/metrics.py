@@ -130,7 +130,9 @@ def readable(file: Path) -> bool:
 INSTRUMENTS = CollectorRegistry()
 
 with suppress(OSError):  # _number() says it
-    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Not DATA_DIR itself: a command that only looks makes no folder.
+    FOLDER.parent.mkdir(mode=0o700, exist_ok=True)
+    FOLDER.mkdir(mode=0o700, exist_ok=True)
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(FOLDER)
 # What prometheus_client does itself where that variable is set when it is imported, but with numbers of ours.
 values.MmapedDict = _Counts  # type: ignore[attr-defined]

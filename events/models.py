@@ -274,6 +274,21 @@ class Heartbeat(models.Model):
         return f"{self.part} {self.name}"
 
 
+class Alert(models.Model):
+    """Whether an operator is needed for one cause, and whether that has been told (alerts.py)."""
+
+    cause = models.CharField(max_length=20, unique=True)
+    firing = models.BooleanField(default=False, help_text="Whether an operator is needed.")
+    told = models.BooleanField(default=False, help_text="The value of firing that was sent last.")
+    began_at = models.DateTimeField(help_text="When it last began.")
+    changed_at = models.DateTimeField(help_text="When firing changed.")
+    detail = models.TextField(blank=True, default="")
+    sending_at = models.DateTimeField(null=True, help_text="When a process began to send it; null while none does.")
+
+    def __str__(self) -> str:
+        return f"{self.cause} {'firing' if self.firing else 'well'}"
+
+
 class Duplicate(models.Model):
     """One dropped event: whose it was and whether its publisher reused an id for something else."""
 

@@ -70,7 +70,7 @@ class _WriteAheadLog:
 
 
 class _Counted:
-    """The files of all processes, those of the dead among them."""
+    """The files of all processes, those of the dead among them. Other programs that count there are not shown."""
 
     def collect(self) -> Iterator[Metric]:
         files = sorted(metrics.FOLDER.glob("*.db"))
@@ -79,4 +79,4 @@ class _Counted:
         except Exception:
             # One of them is broken (metrics.readable says which); the others are not.
             merged = MultiProcessCollector.merge([str(file) for file in files if metrics.readable(file)])
-        yield from merged
+        yield from (metric for metric in merged if metric.name.startswith("aggregator_"))

@@ -84,6 +84,12 @@ class Stored:
         self.failed_batches += other.failed_batches
         return self
 
+    def __str__(self) -> str:
+        if not self.batches:
+            return "nothing was due"
+        events = f"{self.unique:,} new, {self.duplicates:,} dropped"
+        return f"{self.failed_batches} of {self.batches} batches failed; {events}" if self.failed_batches else events
+
 
 @dataclass(slots=True)
 class Pending:

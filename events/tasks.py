@@ -16,9 +16,21 @@ log = logging.getLogger(__name__)
 PRUNE_SECONDS = 1.0
 
 
-@shared_task(name=inbox.PROCESS_INBOX)  # type: ignore[untyped-decorator]  # Celery has no types
-def process_inbox() -> dict[str, int]:
-    """Stores what is pending, and rings again if something is left when its time is over."""
+class BatchesFailed(Exception):
+    """Some batches could not be stored. All others are, and these are tried again, or dead letters now."""
+
+
+# What a task throws is no news for the log, which has it already, but Flower counts the task as failed.
+@shared_task(name=inbox.PROCESS_INBOX, throws=(BatchesFailed,))  # type: ignore[untyped-decorator]  # Celery has no types
+def process_inbox() -> str:
+    """Stores what is pending, and rings again if something is left when its time is over.
+
+    Returns:
+        What it did, in words.
+
+    Raises:
+        BatchesFailed: some batches could not be stored; its text says what was done with all of them.
+    """
     inbox.answer_doorbell()
     began = time.perf_counter()
     stored, more = store.drain(
@@ -36,7 +48,9 @@ def process_inbox() -> dict[str, int]:
             said,
             extra={**asdict(stored), "ms": round(seconds * 1000, 1)},
         )
-    return asdict(stored)
+    if stored.failed_batches:
+        raise BatchesFailed(str(stored))
+    return str(stored)
 
 
 @shared_task(name=retention.PRUNE)  # type: ignore[untyped-decorator]

@@ -317,6 +317,7 @@ def test_what_is_written_is_for_its_owner(tmp_path: Path) -> None:
 
 def test_an_installation_that_others_may_read_is_closed_at_the_start(tmp_path: Path) -> None:
     folder = tmp_path / "data"
+    folder.mkdir()
     assert start(folder, "manage.py", "prepare").returncode == 0
     (folder / "lost+found").mkdir(mode=0o755)
     (folder / "lost+found").chmod(0o755)
@@ -327,9 +328,11 @@ def test_an_installation_that_others_may_read_is_closed_at_the_start(tmp_path: P
     assert readable_by_others(folder) == ["lost+found"]
 
 
-def test_a_data_folder_that_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_folder_that_is_missing_is_made_for_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "DATA_DIR", tmp_path / "a" / "b")
     assert checks.check_data_folder() == []
+    assert not (tmp_path / "a").exists()
+    checks.exit_on_errors()
     assert (tmp_path / "a" / "b").is_dir()
 
 

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -214,7 +214,23 @@ def test_a_cache_that_breaks_while_the_doorbell_is_answered_stops_nothing(
 
 def test_the_task_stores_what_is_pending_and_says_how_much(rings: Rings) -> None:
     inbox.accept(events("1", "2", "1"))
-    assert tasks.process_inbox() == {"batches": 1, "events": 3, "unique": 2, "duplicates": 1, "failed_batches": 0}
+    assert tasks.process_inbox() == "2 new, 1 dropped"
+
+
+def test_a_drain_in_which_a_batch_failed_fails_when_all_else_is_stored(rings: Rings) -> None:
+    broken_batch()
+    batch = inbox.accept(events("1"))
+    with pytest.raises(tasks.BatchesFailed) as raised:
+        tasks.process_inbox()
+    assert str(raised.value) == "1 of 2 batches failed; 1 new, 0 dropped"
+    batch.refresh_from_db()
+    assert batch.status == Batch.Status.PROCESSED
+    assert tasks.BatchesFailed in tasks.process_inbox.throws
+
+
+def broken_batch() -> None:
+    now = timezone.now()
+    Batch.objects.create(accepted_at=now, next_attempt_at=now, received=1, body=b"not JSON", size=8)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +245,7 @@ def test_the_line_of_a_drain_says_whether_it_stored_anything(
     stored: store.Stored, level: str, said: str, rings: Rings, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks.store, "drain", lambda **_: (stored, False))
-    with caplog.at_level("INFO", "events.tasks"):
+    with caplog.at_level("INFO", "events.tasks"), suppress(tasks.BatchesFailed):
         tasks.process_inbox()
     assert [(line.levelname, line.message) for line in caplog.records] == [(level, said)]
 

@@ -357,6 +357,18 @@ def test_a_process_for_whose_counts_the_disk_has_no_room_counts_in_memory(
     assert counted(tmp_path, monkeypatch) == 3
 
 
+@pytest.mark.django_db
+def test_what_other_programs_count_in_the_folder_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Counter(tmp_path, 3).end()
+    folder = tmp_path / "run" / "metrics"
+    content = (folder / "counter_0.db").read_bytes()
+    (folder / "counter_99.db").write_bytes(content.replace(b"aggregator_rings", b"stranger_x_rings"))
+    monkeypatch.setattr(metrics, "FOLDER", folder)
+    lines = scrape.scrape().decode().splitlines()
+    assert 'aggregator_rings_total{result="sent"} 3.0' in lines
+    assert not [line for line in lines if "stranger" in line]
+
+
 # --- Dashboard and alerts ---------------------------------------------------------------------------------------------
 
 

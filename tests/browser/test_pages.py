@@ -153,6 +153,7 @@ def test_flower_shows_the_task(page: Page, service: Service) -> None:
     # Flower reads what workers report while it is there; the page itself does not refresh.
     wait_for(lambda: page.reload() and task.count() > 0, "Flower has heard of the task")
     expect(task).to_be_visible()
+    expect(page.get_by_role("cell", name=" new, ").first).to_contain_text("dropped")
 
 
 @pytest.mark.parametrize("width", [390, 1440])

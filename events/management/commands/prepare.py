@@ -11,13 +11,18 @@ from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from aggregator_project.private import tighten
+from events.checks import exit_on_errors
 from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
     help = "Migrate the database, and make the user `admin` on the first start and print its password."
 
+    # exit_on_errors() says the same in a line a mistake.
+    requires_system_checks = ()
+
     def handle(self, *args: Any, **options: Any) -> None:
+        exit_on_errors()
         prepare_database(self.stdout)
         if password := create_admin():
             self.stdout.write(f"Log in to the admin as admin with {password}\nIt is shown this once only.")

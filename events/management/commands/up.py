@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 
 from aggregator_project.doors import open_doors
+from aggregator_project.running import LOCK_FILE, Service, announce
 from aggregator_project.stack import NoBroker, add_options, address_of, supervisor_command
 from events.checks import exit_on_errors
 from events.management.base import BaseCommand
@@ -40,6 +41,7 @@ class Command(BaseCommand):
             command = supervisor_command()
         except NoBroker as error:
             raise CommandError(str(error)) from None
+        announce(Service(str(settings.DATA_DIR), address_of(settings.PORT), variables=given_settings()))
         self.stdout.write(banner(password))
         self.stdout.flush()
         # Where the parts look for their modules.
@@ -53,9 +55,9 @@ def claim_data_folder() -> None:
     Raises:
         CommandError: another one runs there.
     """
-    folder = settings.DATA_DIR / "run"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    lock = os.open(folder / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    file = settings.DATA_DIR / LOCK_FILE
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -130,6 +132,11 @@ def banner(password: str | None) -> str:
     return "\n".join(lines)
 
 
+def given_settings() -> dict[str, str]:
+    """The settings that the environment or the options of this command give."""
+    return {name: os.environ[name] for name in settings.ENVIRONMENT.names if os.environ.get(name)}
+
+
 def empty_temporary_folder() -> Path:
     """A temporary folder of the stack's own: what parts that are killed leave there goes with the next start."""
     folder = settings.DATA_DIR / "run" / "tmp"
@@ -141,6 +148,8 @@ def empty_temporary_folder() -> Path:
 def supervisor_environment() -> dict[str, str]:
     """The environment of the supervisor and, through it, of every part."""
     environment = os.environ | {"DATA_DIR": str(settings.DATA_DIR), "TMPDIR": str(empty_temporary_folder())}
+    # Each part sets it for itself. Flower does not: its own metrics are at its own address.
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
     terminal = sys.stderr.isatty()
     if settings.LOG_FORMAT == "auto":
         environment["LOG_FORMAT"] = "console" if terminal else "json"

@@ -3,7 +3,7 @@ from django.db.models import Q
 
 
 class Migration(migrations.Migration):
-    dependencies = [("events", "0001_initial")]
+    dependencies = [("events", "0002_index_attempts_of_open_batches")]
 
     operations = [
         migrations.AddIndex(
