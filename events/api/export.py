@@ -29,13 +29,16 @@ _FORMULA = re.compile(r"[\s\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 def ndjson(events: Sequence[Any]) -> bytes:
     """One JSON object a line. Line breaks in a payload, which are no part of its strings, become spaces."""
     for event in events:
-        payload = bytes(event.payload)
-        if b"\n" in payload or b"\r" in payload:
-            event.payload = Raw(payload.translate(_NO_LINE_BREAKS))
+        event.payload = _on_one_line(event.payload)
     text = _encoder.encode_lines(events)
     for character, escape in _LINE_ENDS:
         text = text.replace(character, escape)
     return text
+
+
+def _on_one_line(payload: Raw) -> Raw:
+    text = bytes(payload)
+    return Raw(text.translate(_NO_LINE_BREAKS)) if b"\n" in text or b"\r" in text else payload
 
 
 def csv_header(columns: type[Struct]) -> bytes:
