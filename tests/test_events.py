@@ -1,8 +1,10 @@
 """GET /events: every match once, page by page or as a stream, each payload to the byte."""
 
 import csv
+import gc
 import io
 import json
+import weakref
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,7 +14,7 @@ from unittest.mock import patch
 import msgspec
 import pytest
 from django.db import OperationalError, connection, transaction
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from httpx._decoders import LineDecoder
 from hypothesis import given, settings
@@ -138,6 +140,19 @@ def test_a_large_payload_is_read_alone(client: Client, monkeypatch: pytest.Monke
         assert read == [1]
         for statement in statements:
             assert "ORDER BY" not in statement["sql"] or "payload" not in statement["sql"]
+
+
+def test_a_page_is_gone_as_soon_as_it_is_sent() -> None:
+    """Without waiting for the collector, which may come when there are dozens of such pages."""
+    gc.disable()
+    try:
+        view = listing.EventsView.as_view()
+        answer: Any = view(RequestFactory().get("/events"))
+        gone = weakref.ref(answer)
+        del answer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_payloads_come_in_the_order_asked_for_and_end_where_there_is_no_room() -> None:

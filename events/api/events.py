@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from django.conf import settings
 from django.db.models import F, QuerySet, Sum
-from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.utils import extend_schema
 from msgspec import Raw, Struct
 from rest_framework.exceptions import PermissionDenied, ValidationError
@@ -279,6 +279,12 @@ class EventsView(GuardedView):
     """List stored events, oldest first."""
 
     renderer_classes = [JSONRenderer, NDJSONRenderer, CSVRenderer]
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response: HttpResponseBase = super().dispatch(request, *args, **kwargs)
+        # DRF's view and request refer to each other, so both stay until the collector comes: not with this answer.
+        del self.response
+        return response
 
     @extend_schema(**schema.EVENTS)
     def get(self, request: Request) -> HttpResponseBase:
