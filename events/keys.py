@@ -94,6 +94,11 @@ def find(key: str) -> ApiKey | None:
     return row
 
 
+def is_valid(row: ApiKey) -> bool:
+    """Whether a key that was found some time ago has not been revoked since."""
+    return ApiKey.objects.filter(pk=row.pk, revoked_at=None).exists()
+
+
 def _look_up(key: str) -> ApiKey | None:
     prefix = key.partition(".")[0]
     if len(prefix) != _generator.prefix_length or not key.isascii() or not key.isprintable():

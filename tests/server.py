@@ -24,6 +24,8 @@ class Server:
         url: where it answers.
         port: the same, for raw connections.
         folder: its DATA_DIR.
+        pid: its master process.
+        environment: what it was started with, for commands on the same folder.
         log: what it has written.
         process: its master.
     """
@@ -33,6 +35,8 @@ class Server:
     def __init__(self, folder: Path, port: int, environment: dict[str, str]) -> None:
         self.folder, self.port, self._environment = folder, port, environment
         self.url = f"http://127.0.0.1:{port}"
+        self.pid = 0
+        self.environment: dict[str, str] = {}
         self._log = folder / "web.log"
 
     @property
@@ -106,6 +110,7 @@ def serving(folder: Path, *, overrides: str = "", ulimit: str = "", **variables:
             stdout=log,
             stderr=log,
         )
+    server.pid, server.environment = process.pid, environment
     try:
         deadline = time.monotonic() + START_SECONDS
         while True:

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
@@ -16,10 +17,13 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from hypothesis import given
+from hypothesis import strategies as st
 
 from events import store
-from events.admin import listing
+from events.admin import listing, payload
 from events.admin.payload import compare, pretty
+from events.api import events as events_api
 from events.models import Batch, Duplicate, Event, TopicMinute, TopicTotal
 from events.stats import books
 from tests.conftest import Publish, event
@@ -281,9 +285,166 @@ def test_a_payload_is_shown_as_it_is() -> None:
 
 def test_a_huge_payload_is_shown_in_part_and_not_highlighted() -> None:
     shown = pretty(json.dumps({"text": "<b>" + "x" * 300_000}))
-    assert shown.hidden > 90_000
+    assert shown.cut
+    assert len(shown.html) < 210_000
     assert "<span" not in shown.html
     assert "<b>" not in shown.html
+
+
+def test_a_payload_nested_deep_is_shown_as_far_as_a_page_goes() -> None:
+    """Indented in full, it is a hundred times as large as it came."""
+    deep = '{"a":' + "[" * 97 + "1,1" * 60_000 + "]" * 97 + "}"
+    with patch("msgspec.json.format", side_effect=AssertionError("formats all of it")):
+        shown = pretty(deep)
+    assert shown.cut
+    assert len(html.unescape(shown.html)) <= payload.SHOWN
+    assert html.unescape(shown.html).startswith('{\n  "a": [\n    [\n      [')
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_a_payload_is_indented_as_json_is(value: Any) -> None:
+    raw = json.dumps({"value": value})
+    text = html.unescape(re.sub("<[^>]+>", "", pretty(raw).html))
+    assert text.rstrip("\n") == msgspec.json.format(raw, indent=2)
+
+
+def test_payloads_too_large_to_compare_are_not_parsed() -> None:
+    with patch("events.admin.payload.json.loads", side_effect=AssertionError("parses all of it")):
+        assert compare('{"a":"' + "x" * payload.COMPARED_CHARACTERS + '"}', "{}") is None
+
+
+@pytest.fixture
+def huge(publish: Publish, drain: Drain) -> str:
+    """An event and a duplicate of it of 600,000 bytes each, which differ; and a dead letter as large."""
+    text = "<x>" * 200_000
+    publish(event("h", payload={"text": text, "n": 1}))
+    publish(event("h", payload={"text": text, "n": 2}))
+    drain()
+    body = json.dumps([event("f", payload={"text": text})])
+    Batch.objects.create(
+        accepted_at=timezone.now(),
+        next_attempt_at=timezone.now(),
+        status="failed",
+        received=1,
+        size=len(body),
+        body=body.encode(),
+    )
+    return text
+
+
+def test_no_page_reads_or_shows_all_of_what_is_huge(admin_client: Client, huge: str) -> None:
+    dead_letter = Batch.objects.get(status="failed")
+    for address in (
+        f"event/{Event.objects.get().pk}/change/",
+        f"duplicate/{Duplicate.objects.get().pk}/change/",
+        f"batch/{dead_letter.pk}/change/",
+    ):
+        with CaptureQueriesContext(connection) as queries:
+            page = text(admin_client, f"/admin/events/{address}")
+        # Each < takes four characters, and the duplicate's page has two payloads.
+        assert len(page) < 1_800_000, address
+        assert "the rest is not shown here" in page
+        for query in queries:
+            whole = re.sub(r"SUBSTR\w*\([^)]*\)", "", query["sql"], flags=re.IGNORECASE)
+            assert not re.search(r'"(payload|body)"', whole.split(" FROM ")[0]), query["sql"]
+
+
+def test_what_a_page_cuts_can_be_downloaded(admin_client: Client, huge: str) -> None:
+    def downloaded(page: str) -> list[Any]:
+        addresses = re.findall(r'href="([^"]+)" download', text(admin_client, page))
+        answers = [admin_client.get(address) for address in addresses]
+        assert all(answer["Content-Disposition"].startswith("attachment") for answer in answers)
+        return [json.loads(b"".join(answer.streaming_content)) for answer in answers]  # type: ignore[attr-defined]
+
+    stored, dropped = {"text": huge, "n": 1}, {"text": huge, "n": 2}
+    assert downloaded(f"/admin/events/event/{Event.objects.get().pk}/change/") == [stored]
+    assert downloaded(f"/admin/events/duplicate/{Duplicate.objects.get().pk}/change/") == [stored, dropped]
+    [[kept]] = downloaded(f"/admin/events/batch/{Batch.objects.get(status='failed').pk}/change/")
+    assert kept["payload"] == {"text": huge}
+
+
+def test_a_download_of_nothing_is_a_404(admin_client: Client, stored: None) -> None:
+    same = Duplicate.objects.get(event_id="a-2")
+    for address in (f"duplicate/{same.pk}/payload", "event/999999/payload", f"event/{2**70}/payload"):
+        assert admin_client.get(f"/admin/events/{address}").status_code == 404
+
+
+# --- Rights and streams -----------------------------------------------------------------------------------------------
+
+
+def viewer(client: Client, *permissions: str) -> User:
+    user = User.objects.create_user("viewer", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client.force_login(user)
+    return user
+
+
+def test_who_may_see_duplicates_only_does_not_see_the_stored_payload(client: Client, stored: None) -> None:
+    viewer(client, "view_duplicate")
+    Event.objects.update(payload='{"secret": 1}', source="stored-source")
+    for name in ("a-1", "a-2"):
+        page = text(client, f"/admin/events/duplicate/{Duplicate.objects.get(event_id=name).pk}/change/")
+        assert "secret" not in page
+        assert "stored-source" not in page
+        assert "this account may not see events" in page
+    assert "price" in text(client, f"/admin/events/duplicate/{Duplicate.objects.get(event_id='a-1').pk}/change/")
+    assert client.get(f"/admin/events/event/{Event.objects.first().pk}/payload").status_code == 403  # type: ignore[union-attr]
+
+
+def test_who_may_see_batches_only_sees_no_key_of_an_event(client: Client, stored: None, dead: int) -> None:
+    viewer(client, "view_batch")
+    for batch in Batch.objects.all():
+        page = text(client, f"/admin/events/batch/{batch.pk}/change/").split('id="content-main"')[1]
+        assert not any(key in page for key in ("a-1", "a-2", "b-1", "d-1"))
+        assert "this account may not see" in page
+    assert client.get(f"/admin/events/batch/{dead}/body").status_code == 403
+
+
+def test_who_may_see_events_only_sees_no_duplicate(client: Client, stored: None) -> None:
+    viewer(client, "view_event")
+    page = text(client, f"/admin/events/event/{Event.objects.get(event_id='a-1').pk}/change/")
+    assert "late" not in page
+    assert "this account may not see duplicates" in page
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+def test_an_export_is_sent_in_pieces_that_a_slow_reader_can_take(
+    admin_client: Client, stored: None, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(events_api, "PIECE", 10)
+    pieces = list(admin_client.get(f"/admin/events/event/export.{form}").streaming_content)  # type: ignore[attr-defined]
+    assert max(map(len, pieces)) == 10
+
+
+def test_the_head_of_an_export_reads_no_event(admin_client: Client, stored: None) -> None:
+    with CaptureQueriesContext(connection) as queries:
+        answer = admin_client.head("/admin/events/event/export.ndjson")
+        assert b"".join(answer.streaming_content) == b""  # type: ignore[attr-defined]
+    assert not any('FROM "events_event"' in query["sql"] for query in queries)
+
+
+def test_exports_have_as_many_places_as_streams(admin_client: Client, stored: None) -> None:
+    opened = [admin_client.get("/admin/events/event/export.csv") for _ in range(2)]
+    refused = admin_client.get("/admin/events/event/export.csv")
+    assert refused.status_code == 503
+    assert int(refused["Retry-After"]) > 0
+    assert {answer.status_code for answer in opened} == {200}
+
+
+def test_an_export_ends_when_its_reader_may_not_any_more(
+    client: Client, stored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_api, "ASKED_EVERY_SECONDS", 0)
+    user = viewer(client, "view_event")
+    pieces = iter(client.get("/admin/events/event/export.csv").streaming_content)  # type: ignore[attr-defined]
+    assert next(pieces)
+    user.user_permissions.clear()
+    with pytest.raises(ConnectionError):
+        next(pieces)
 
 
 # --- Batches ----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ EVENTS_SHOWN = 20
 class BatchAdmin(ReadOnlyAdmin):
     filters = BatchFilters
     detail_template = "admin/events/batch.html"
+    # Which holds the events, keys and all.
+    large_field = "body"
+    large_field_permissions = ("events.view_batch", "events.view_event")
     nothing_yet = "Nothing has been accepted yet. Every publish that is answered 202 becomes a batch here."
     list_display = ("number_", "status_", "accepted", "received_", "unique_", "duplicates_", "waited_", "trouble")
     list_display_links = None
@@ -119,18 +122,23 @@ class BatchAdmin(ReadOnlyAdmin):
         settle(request, [number])
         return HttpResponseRedirect(reverse("admin:events_batch_change", args=[number]))
 
-    def details(self, request: HttpRequest, row: Batch) -> dict[str, Any]:
+    def details(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        may_see_events = request.user.has_perm("events.view_event")
+        may_see_duplicates = request.user.has_perm("events.view_duplicate")
         listed = Event.objects.filter(batch=row.pk, pk__gt=Pruned.objects.listed_after())
         events = listed.order_by("id").defer("payload")
+        duplicates = Duplicate.objects.filter(batch=row.pk).order_by("id").defer("payload")
         return {
             "title": f"Batch {row.pk}",
             "status": status(row),
             "waited": waited(row, timezone.now()),
-            "body": pretty(bytes(row.body).decode(errors="replace")) if row.body else None,
-            "events": list(events[:EVENTS_SHOWN]) if row.unique else [],
-            "dropped": list(Duplicate.objects.filter(batch=row.pk).order_by("id").defer("payload")[:EVENTS_SHOWN])
-            if row.duplicates
-            else [],
+            # It is cut between two bytes, which may be in the middle of a character.
+            "body": pretty(bytes(row.beginning).decode(errors="replace")) if row.beginning and may_see_events else None,
+            "has_body": bool(row.beginning),
+            "may_see_events": may_see_events,
+            "may_see_duplicates": may_see_duplicates,
+            "events": list(events[:EVENTS_SHOWN]) if row.unique and may_see_events else [],
+            "dropped": list(duplicates[:EVENTS_SHOWN]) if row.duplicates and may_see_duplicates else [],
             "may_settle": self.has_settle_permission(request),
         }
 

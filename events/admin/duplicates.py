@@ -5,13 +5,14 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from events.admin.columns import link, moment
 from events.admin.filters import DuplicateFilters
 from events.admin.listing import ReadOnlyAdmin
-from events.admin.payload import compare, pretty
+from events.admin.payload import compare, pretty, with_beginning
 from events.models import Batch, Duplicate, Event
 
 
@@ -19,6 +20,8 @@ from events.models import Batch, Duplicate, Event
 class DuplicateAdmin(ReadOnlyAdmin):
     filters = DuplicateFilters
     detail_template = "admin/events/duplicate.html"
+    large_field = "payload"
+    large_field_permissions = ("events.view_duplicate",)
     nothing_yet = (
         "No duplicate was dropped in the days that the log goes back (DUPLICATE_LOG_DAYS; 0 turns it off). "
         "Publish an event twice to see one."
@@ -55,15 +58,22 @@ class DuplicateAdmin(ReadOnlyAdmin):
     def batch_(self, duplicate: Duplicate) -> SafeString:
         return link("batch", duplicate.batch_id, duplicate.batch_id)
 
-    def details(self, request: HttpRequest, row: Duplicate) -> dict[str, Any]:
-        # Of an event that has expired, only the key is left to be shown.
-        event = Event.objects.filter(topic=row.topic, event_id=row.event_id).exclude(payload="").first()
+    def details(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        may_see_events = request.user.has_perm("events.view_event")
+        event: Any = None
+        if may_see_events:
+            # Of an event that has expired, only the key is left to be shown.
+            stored = Event.objects.filter(topic=row.topic, event_id=row.event_id)
+            event = with_beginning(stored, "payload").exclude(beginning="").first()
         differs = event is not None and row.payload_differs
         return {
             "title": row.event_id,
             "event": event,
+            "may_see_events": may_see_events,
+            "may_see_batches": request.user.has_perm("events.view_batch"),
             "batch": Batch.objects.defer("body").filter(pk=row.batch_id).first(),
-            "lines": compare(event.payload, row.payload) if event and differs else None,
-            "stored": pretty(event.payload) if event else None,
-            "dropped": pretty(row.payload) if row.payload_differs else None,
+            "lines": compare(event.beginning, row.beginning) if differs else None,
+            "stored": pretty(event.beginning) if event else None,
+            "stored_url": reverse("admin:events_event_payload", args=[event.pk]) if event else "",
+            "dropped": pretty(row.beginning) if row.payload_differs else None,
         }

@@ -5,25 +5,22 @@ from typing import Any
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db.models import F, QuerySet, Sum
-from django.db.models.functions import Substr
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponseBadRequest, HttpResponseBase
 from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from events.admin.columns import link, moment
 from events.admin.filters import EventFilters
-from events.admin.listing import Listing, ReadOnlyAdmin
-from events.admin.payload import pretty
-from events.api.events import comma_separated, ndjson
+from events.admin.listing import Listing, ReadOnlyAdmin, may_go_on, streamed
+from events.admin.payload import pretty, with_beginning
+from events.api.events import EXPORTS, export
 from events.models import Batch, Duplicate, Event, Pruned, TopicTotal
 
 #: Characters of a payload that the list shows.
 PREVIEW = 90
 #: Dropped duplicates that the page of an event lists.
 DUPLICATES_SHOWN = 20
-
-_EXPORTS = {"csv": (comma_separated, "text/csv; charset=utf-8"), "ndjson": (ndjson, "application/x-ndjson")}
 
 
 class EventListing(Listing):
@@ -42,6 +39,8 @@ class EventAdmin(ReadOnlyAdmin):
     filters = EventFilters
     change_list_template = "admin/events/event_list.html"
     detail_template = "admin/events/event.html"
+    large_field = "payload"
+    large_field_permissions = ("events.view_event",)
     nothing_yet = "No event is stored yet. This page says when one comes in; manage.py publish sends thousands."
     list_display = ("id_", "topic_", "source_", "accepted", "preview")
     list_display_links = None
@@ -54,7 +53,7 @@ class EventAdmin(ReadOnlyAdmin):
 
     def columns(self, rows: QuerySet[Any]) -> QuerySet[Any]:
         # A payload may have megabytes, and a page has fifty.
-        return rows.defer("payload").annotate(beginning=Substr("payload", 1, PREVIEW + 1))
+        return with_beginning(rows, "payload", PREVIEW)
 
     @admin.display(description="Event id")
     def id_(self, event: Event) -> SafeString:
@@ -77,32 +76,38 @@ class EventAdmin(ReadOnlyAdmin):
         text = event.beginning
         return format_html('<code class="preview">{}{}</code>', text[:PREVIEW], "…" if len(text) > PREVIEW else "")
 
-    def details(self, request: HttpRequest, row: Event) -> dict[str, Any]:
+    def details(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         dropped = Duplicate.objects.filter(topic=row.topic, event_id=row.event_id).order_by("-id").defer("payload")
-        found = list(dropped[: DUPLICATES_SHOWN + 1])
+        may_see_duplicates = request.user.has_perm("events.view_duplicate")
+        found = list(dropped[: DUPLICATES_SHOWN + 1]) if may_see_duplicates else []
         return {
-            "payload": pretty(row.payload),
+            "payload": pretty(row.beginning),
             "batch": Batch.objects.defer("body").filter(pk=row.batch_id).first(),
+            "may_see_batches": request.user.has_perm("events.view_batch"),
             "duplicates": found[:DUPLICATES_SHOWN],
             "more_duplicates": len(found) > DUPLICATES_SHOWN,
+            "may_see_duplicates": may_see_duplicates,
         }
 
     def get_urls(self) -> list[URLPattern]:
-        export = path("export.<str:form>", self.admin_site.admin_view(self.export), name="events_event_export")
-        return [export, *super().get_urls()]
+        view = self.admin_site.admin_view(self.export)
+        return [path("export.<str:form>", view, name="events_event_export"), *super().get_urls()]
 
-    def export(self, request: HttpRequest, form: str) -> HttpResponse | StreamingHttpResponse:
+    def export(self, request: HttpRequest, form: str) -> HttpResponseBase:
         """Every event that the filters match, oldest first, as a file that is written while it is read."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        if form not in _EXPORTS:
+        if form not in EXPORTS:
             raise Http404("Events can be exported as csv or ndjson.")
         filters = EventFilters(request.GET)
         if not filters.is_valid():
             return HttpResponseBadRequest("A filter is not valid: go back to the list, which says which one.")
-        write, content_type = _EXPORTS[form]
-        return StreamingHttpResponse(
-            write(filters.query()),
-            content_type=content_type,
-            headers={"Content-Disposition": f'attachment; filename="events.{form}"'},
+        return streamed(
+            lambda: export(
+                filters.query(),
+                form,
+                head=request.method == "HEAD",
+                may_go_on=may_go_on(request, "events.view_event"),
+                disposition="attachment",
+            )
         )

@@ -1,19 +1,24 @@
 """Lists of rows that may be millions: newest first, filtered through indexes, paged without counting."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
 from unfold.admin import ModelAdmin
 from unfold.views import ChangeList
 
 from events.admin.filters import Filters
 from events.admin.newer import ASK_MILLISECONDS, NEWER_THAN, count_newer, newest
+from events.admin.payload import with_beginning
+from events.api.events import TooManyStreams, stream
+from events.memory import LARGE_BYTES, one_large_at_a_time
 
 #: Rows on a page.
 PAGE = 50
@@ -103,6 +108,10 @@ class ReadOnlyAdmin(ModelAdmin):
     change_list_template = "admin/events/list.html"
     #: The page of one row.
     detail_template = ""
+    #: The field that may have megabytes: a page reads its beginning, a download all of it.
+    large_field = ""
+    #: What a user must be allowed to read that field.
+    large_field_permissions: tuple[str, ...] = ()
     #: What an empty list says where no filter is set.
     nothing_yet = ""
     list_per_page = PAGE
@@ -154,6 +163,7 @@ class ReadOnlyAdmin(ModelAdmin):
                 "opts": self.opts,
                 "row": row,
                 "list_url": reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"),
+                "download_url": self._download_url(row),
                 **self.details(request, row),
                 **(extra_context or {}),
             },
@@ -166,7 +176,10 @@ class ReadOnlyAdmin(ModelAdmin):
             PermissionDenied, Http404: this user may not see it; there is none.
         """
         number = int(object_id) if object_id.isascii() and object_id.isdigit() and len(object_id) < 19 else None
-        row: Model | None = self.get_queryset(request).filter(pk=number).first() if number else None
+        rows = self.get_queryset(request)
+        if self.large_field:
+            rows = with_beginning(rows, self.large_field)
+        row: Model | None = rows.filter(pk=number).first() if number else None
         if not self.has_view_permission(request, row):
             raise PermissionDenied
         if row is None:
@@ -176,3 +189,61 @@ class ReadOnlyAdmin(ModelAdmin):
     def details(self, request: HttpRequest, row: Any) -> dict[str, Any]:
         """What the page of one row shows beside the row."""
         return {}
+
+    def get_urls(self) -> list[URLPattern]:
+        urls: list[URLPattern] = super().get_urls()
+        if not self.large_field:
+            return urls
+        view = self.admin_site.admin_view(self.download)
+        name = f"{self.opts.app_label}_{self.opts.model_name}_{self.large_field}"
+        return [path(f"<int:number>/{self.large_field}", view, name=name), *urls]
+
+    def _download_url(self, row: Model) -> str:
+        if not self.large_field:
+            return ""
+        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_{self.large_field}", args=[row.pk])
+
+    def download(self, request: HttpRequest, number: int) -> HttpResponseBase:
+        """All of the field of which the page shows the beginning."""
+        if not request.user.has_perms(self.large_field_permissions):
+            raise PermissionDenied
+        with one_large_at_a_time(LARGE_BYTES):
+            rows = (
+                self.get_queryset(request).filter(pk=number) if number < 2**63 else self.model._default_manager.none()
+            )
+            value = rows.values_list(self.large_field, flat=True).first()
+            if not value:
+                raise Http404(f"There is no {self.large_field} of {self.opts.verbose_name} {number}.")
+            data = value.encode() if isinstance(value, str) else bytes(value)
+            del value
+        return streamed(
+            lambda: stream(
+                iter(() if request.method == "HEAD" else (data,)),
+                "application/json",
+                f'attachment; filename="{self.opts.model_name}-{number}.json"',
+                may_go_on(request, *self.large_field_permissions),
+            )
+        )
+
+
+def may_go_on(request: HttpRequest, *permissions: str) -> Callable[[], bool]:
+    """Whether the user of a request may still read what is being streamed: nobody closed or narrowed the account."""
+
+    def ask() -> bool:
+        user = get_user_model().objects.filter(pk=request.user.pk or 0, is_active=True, is_staff=True).first()
+        return user is not None and user.has_perms(permissions)
+
+    return ask
+
+
+def streamed(begin: Callable[[], HttpResponseBase]) -> HttpResponseBase:
+    """A stream, or word that there is no place for another one."""
+    try:
+        return begin()
+    except TooManyStreams:
+        return HttpResponse(
+            "Too many streams are open. Try again later.",
+            status=503,
+            content_type="text/plain; charset=utf-8",
+            headers={"Retry-After": "2"},
+        )

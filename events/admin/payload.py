@@ -1,23 +1,35 @@
-"""Payloads for people: indented, highlighted, and two of them line by line beside each other. All output is escaped."""
+"""Payloads for people: indented, highlighted, and two of them line by line beside each other. All output is escaped.
+
+Of a payload that may have ten million characters, only the beginning is read from the database and worked on.
+"""
 
 import json
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import SequenceMatcher
+from typing import Any
 
 import msgspec
+from django.db.models import QuerySet
+from django.db.models.functions import Substr
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import JsonLexer
 
-#: Characters of a text that are shown: a payload may have ten million, which no browser lays out in time.
+#: Characters of a text that are read and shown: more of it no browser lays out in time.
 SHOWN = 200_000
 #: Characters that are highlighted: half a second of work on a slow machine, and beyond it nobody reads colours.
 HIGHLIGHTED = 50_000
-#: Lines of a payload that are compared: the work grows with their square.
-COMPARED = 1_500
+#: Characters of two payloads together that are compared. What Python makes of them is some fifty times as large.
+COMPARED_CHARACTERS = 200_000
+#: Lines of two payloads together that are compared: the work grows with their cube at worst, to half a second.
+COMPARED_LINES = 1_000
+
+#: A string, also one that is cut off; a bracket, comma or colon; a number or word.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 _formatter = HtmlFormatter(nowrap=True)
 _sorted = msgspec.json.Encoder(order="sorted", decimal_format="number")
@@ -25,10 +37,15 @@ _sorted = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 @dataclass(slots=True)
 class Text:
-    """A text as it is shown, and how many characters of it are not."""
+    """A text as it is shown.
+
+    Attributes:
+        html: what is shown.
+        cut: whether it has more than that.
+    """
 
     html: SafeString
-    hidden: int
+    cut: bool
 
 
 @dataclass(slots=True)
@@ -43,18 +60,61 @@ class Line:
         return self.left == self.right
 
 
-def pretty(raw: str) -> Text:
-    """Indents and highlights JSON; numbers, order of keys and text stay. Anything else is shown as it is."""
-    try:
-        text = msgspec.json.format(raw, indent=2)
-    except (msgspec.DecodeError, RecursionError):
-        text = raw
-    shown = text[:SHOWN]
-    if len(shown) > HIGHLIGHTED:
-        return Text(escape(shown), len(text) - len(shown))
+def with_beginning(rows: QuerySet[Any], field: str, characters: int = SHOWN) -> QuerySet[Any]:
+    """Rows whose `field`, which may be large, is read only as far as `beginning`; one character more says it is cut."""
+    return rows.defer(field).annotate(beginning=Substr(field, 1, characters + 1))
+
+
+def pretty(beginning: str) -> Text:
+    """Indents and highlights JSON, whole or cut off; numbers, order of keys and text stay. Else it is shown as it is.
+
+    Args:
+        beginning: up to SHOWN characters of the text, and another one where it has more.
+    """
+    text, cut = beginning[:SHOWN], len(beginning) > SHOWN
+    if cut or _is_json(text):
+        text, whole = _indented(text)
+        cut = cut or not whole
+    if len(text) > HIGHLIGHTED:
+        return Text(escape(text), cut)
     # Pygments escapes what it formats.
-    html = mark_safe(highlight(shown, JsonLexer(), _formatter))  # noqa: S308
-    return Text(html, len(text) - len(shown))
+    return Text(mark_safe(highlight(text, JsonLexer(), _formatter)), cut)  # noqa: S308
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _indented(text: str) -> tuple[str, bool]:
+    """JSON with a line for each member, up to SHOWN characters of it, and whether that is all.
+
+    msgspec.json.format() takes whole documents only, and writes all of them: nested deep, a hundred times their size.
+    """
+    parts: list[str] = []
+    size = depth = 0
+    before = ""
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        closes, opened = token in ("}", "]"), before in ("{", "[")
+        if closes:
+            depth = max(0, depth - 1)
+        # None within empty brackets.
+        if closes != opened or before == ",":
+            token = "\n" + "  " * depth + token
+        elif before == ":":
+            token = " " + token
+        parts.append(token)
+        size += len(token)
+        if size > SHOWN:
+            return "".join(parts)[:SHOWN], False
+        before = match[0]
+        if before in ("{", "["):
+            depth += 1
+    return "".join(parts), True
 
 
 def compare(left: str, right: str) -> list[Line] | None:
@@ -63,8 +123,10 @@ def compare(left: str, right: str) -> list[Line] | None:
     Returns:
         The lines of both, or None where they are too long to compare.
     """
+    if len(left) + len(right) > COMPARED_CHARACTERS:
+        return None
     one, other = _lines(left), _lines(right)
-    if len(one) + len(other) > COMPARED:
+    if len(one) + len(other) > COMPARED_LINES:
         return None
     lines: list[Line] = []
     for _, first, last, begin, end in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():

@@ -11,6 +11,7 @@ from rest_framework.response import Response
 from events import keys
 from events.api import schema
 from events.api.doors import GuardedView, key_of
+from events.api.parameters import read_parameters
 from events.models import Batch
 
 
@@ -57,6 +58,7 @@ class BatchView(GuardedView):
 
     @extend_schema(**schema.BATCH)
     def get(self, request: Request, batch_id: int) -> Response:
+        read_parameters(request.query_params)
         batch = Batch.objects.defer("body").filter(pk=batch_id).first() if batch_id < 2**63 else None
         # A receipt that is not for this key is as none.
         key = key_of(request)

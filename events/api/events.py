@@ -1,11 +1,11 @@
 """GET /events: stored events, a page at a time in both directions, or all of them as a stream."""
 
-import csv
-import io
+import errno
 import re
 import threading
+import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,36 +13,43 @@ from typing import Any
 import msgspec
 from django.conf import settings
 from django.db.models import F, QuerySet, Sum
-from django.http import HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.utils import extend_schema
 from msgspec import Raw, Struct
 from rest_framework.exceptions import PermissionDenied, ValidationError
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
-from rest_framework.response import Response
 
-from events import horizon
+from events import horizon, keys
 from events.api import schema
 from events.api.doors import GuardedView, key_of
+from events.api.export import csv_header, csv_rows, ndjson
 from events.api.json import JSONRenderer
+from events.api.parameters import read_parameters
 from events.keys import visible_topics
+from events.memory import one_large_at_a_time
 from events.models import ApiKey, Event, Pruned, TopicTotal
+from events.payloads import read_payloads
 from events.timestamps import parse_timestamp
 
 #: Events on a page, unless asked for otherwise, and at most.
 PAGE = 100
 LARGEST_PAGE = 1000
-#: Bytes of payloads after which a page or a slice ends early; and rows read at a time until then.
+#: Bytes of payloads that a page or a slice of a stream has at most, unless its only event has more.
 LARGEST_BYTES = 4 * 1024 * 1024
-ROWS_READ = 100
 #: Bytes that a stream sends at a time: what a reader has to take in the time that a stalled one is given.
 PIECE = 256 * 1024
 #: Rows a stream holds in memory at a time. Each slice is a statement of its own: one long one would keep SQLite from
 #: shortening its write-ahead log for as long as the reader takes.
 SLICE = 2000
+#: Seconds after which a stream asks again whether its reader may have it.
+ASKED_EVERY_SECONDS = 5.0
 
 _TEXT_FILTERS = ("topic", "source", "event_id")
 _PARAMETERS = (*_TEXT_FILTERS, "batch_id", "since", "until", "limit", "cursor")
+
+
+_COLUMNS = ("id", "topic", "event_id", "source", "timestamp", "received_at", "batch_id")
 
 
 class StoredEvent(Struct):
@@ -131,7 +138,12 @@ class Query:
     def after(self, cursor: Cursor | None, size: int) -> tuple[list[StoredEvent], bool]:
         """The next events after the cursor, or before it where it points backwards; in ascending order either way.
 
-        Also whether they were cut short, because so few have LARGEST_BYTES already.
+        Args:
+            cursor: None is the beginning.
+            size: events at most. They are fewer where their payloads would exceed LARGEST_BYTES.
+
+        Returns:
+            The events, and whether there are more in that direction.
         """
         backwards = cursor is not None and cursor.backwards
         seek = cursor is not None and not backwards and not self.by_time
@@ -149,20 +161,19 @@ class Query:
                 found = found.filter(id__lt=cursor.id)
         order = ["received_at", "id"] if self.by_time else ["id"]
         found = found.order_by(*(f"-{name}" if backwards else name for name in order))
-        columns = found.values_list(
-            "id", "topic", "event_id", "source", "timestamp", "payload", "received_at", "batch_id"
-        )
+        rows = list(found.values_list(*_COLUMNS)[: size + 1])
+        payloads, cut = read_payloads([row[0] for row in rows[:size]], most=LARGEST_BYTES)
         events: list[StoredEvent] = []
-        weight = 0
-        for pk, topic, event_id, source, timestamp, payload, received_at, batch_id in columns[:size].iterator(
-            ROWS_READ
-        ):
-            raw = payload.encode()
-            events.append(StoredEvent(pk, topic, event_id, source, timestamp, Raw(raw), received_at, batch_id))
-            weight += len(raw)
-            if weight > LARGEST_BYTES:
+        for pk, topic, event_id, source, timestamp, received_at, batch_id in rows[:size]:
+            payload = payloads.get(pk)
+            if payload:
+                events.append(StoredEvent(pk, topic, event_id, source, timestamp, Raw(payload), received_at, batch_id))
+            elif cut:
                 break
-        return (events[::-1] if backwards else events), weight > LARGEST_BYTES
+        if rows and not events:
+            # Retention has taken all of them since the rows were read: see what is left.
+            return self.after(cursor, size)
+        return (events[::-1] if backwards else events), cut or len(rows) > size
 
     def place(self, event: StoredEvent, *, backwards: bool = False) -> Cursor:
         return Cursor(backwards, event.id, event.received_at if self.by_time else None)
@@ -170,10 +181,7 @@ class Query:
     def page(self) -> tuple[list[StoredEvent], Cursor | None, Cursor | None]:
         """The events of the page, and the cursors to the next and to the previous one where there is one."""
         backwards = self.cursor is not None and self.cursor.backwards
-        events, more = self.after(self.cursor, self.limit + 1)
-        if len(events) > self.limit:
-            more = True
-            events = events[1:] if backwards else events[: self.limit]
+        events, more = self.after(self.cursor, self.limit)
         if not events:
             return [], None, None
         following = more or backwards
@@ -184,23 +192,36 @@ class Query:
             self.place(events[0], backwards=True) if preceding else None,
         )
 
-    def slices(self) -> Iterator[list[StoredEvent]]:
-        """Every match, in slices of bounded size; limit and cursor are for pages."""
+    def stream(self, encode: Callable[[list[StoredEvent]], bytes]) -> Iterator[bytes]:
+        """Every match as `encode` writes it, in chunks of bounded size; limit and cursor are for pages.
+
+        While a chunk is being taken, nothing but the chunk is held.
+        """
         cursor: Cursor | None = None
-        while events := self.after(cursor, SLICE)[0]:
-            yield events
+        more = True
+        while more:
+            events, more = self.after(cursor, SLICE)
+            if not events:
+                return
             cursor = self.place(events[-1])
+            with one_large_at_a_time(weight(events)):
+                chunk = encode(events)
+            del events
+            yield chunk
+            del chunk
+
+
+def weight(events: list[StoredEvent]) -> int:
+    """Bytes of the events' payloads."""
+    return sum(len(memoryview(event.payload)) for event in events)
 
 
 def read_query(parameters: Mapping[str, str]) -> Query:
     """Reads the query string.
 
     Raises:
-        ValidationError: a parameter is unknown or wrong; says which and what it should be.
+        ValidationError: a parameter is wrong; says which and what it should be.
     """
-    for name in parameters:
-        if name not in _PARAMETERS:
-            raise ValidationError({"detail": f"{name} is not a parameter; there are {', '.join(_PARAMETERS)}."})
     query = Query(equal={name: parameters[name] for name in _TEXT_FILTERS if name in parameters})
     for name, text in query.equal.items():
         if "\x00" in text:
@@ -259,25 +280,34 @@ class EventsView(GuardedView):
 
     renderer_classes = [JSONRenderer, NDJSONRenderer, CSVRenderer]
 
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response: HttpResponseBase = super().dispatch(request, *args, **kwargs)
+        # DRF's view and request refer to each other, so both stay until the collector comes: not with this answer.
+        del self.response
+        return response
+
     @extend_schema(**schema.EVENTS)
     def get(self, request: Request) -> HttpResponseBase:
-        query = read_query(request.query_params.dict())
-        _bind(query, key_of(request))
-        # Of the answer to a HEAD only the head is sent; gunicorn would read all of the rest.
-        head = request.method == "HEAD"
-        if request.accepted_renderer.format == "ndjson":
-            return _stream(iter(()) if head else ndjson(query), "application/x-ndjson", "events.ndjson")
-        if request.accepted_renderer.format == "csv":
-            return _stream(iter(()) if head else comma_separated(query), "text/csv; charset=utf-8", "events.csv")
+        query = read_query(read_parameters(request.query_params, _PARAMETERS))
+        key = key_of(request)
+        _bind(query, key)
+        if request.accepted_renderer.format in EXPORTS:
+            return export(
+                query,
+                request.accepted_renderer.format,
+                head=request.method == "HEAD",
+                may_go_on=lambda: key is None or keys.is_valid(key),
+            )
         events, following, preceding = query.page()
-        return Response(
-            {
-                "count": query.count(),
-                "next": _link(request, following),
-                "previous": _link(request, preceding),
-                "events": events,
-            }
-        )
+        page = {
+            "count": query.count(),
+            "next": _link(request, following),
+            "previous": _link(request, preceding),
+            "events": events,
+        }
+        # Not DRF's Response, which would keep the events beside their text until the client has taken it.
+        with one_large_at_a_time(weight(events)):
+            return HttpResponse(JSONRenderer().render(page), content_type=JSONRenderer.media_type)
 
 
 def _bind(query: Query, key: ApiKey | None) -> None:
@@ -303,24 +333,44 @@ class TooManyStreams(Exception):
     """As many streams are open as may be; try again when one is over."""
 
 
+class NoLongerAllowed(ConnectionAbortedError):
+    """Whoever reads a stream may not any more. The connection is cut, so that nobody takes what came for all of it."""
+
+    def __init__(self) -> None:
+        # Of this errno the web server makes no error in the log.
+        super().__init__(errno.ECONNRESET, "the reader's rights were taken away")
+
+
 class Stream:
     """The chunks of a stream. It gives its place back when it is over, or given up by the one who reads it.
+
+    Args:
+        chunks: what is sent, in pieces of PIECE bytes.
+        may_go_on: whether the reader still has the right to it; asked every ASKED_EVERY_SECONDS.
 
     Raises:
         TooManyStreams: there is no place.
     """
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes], may_go_on: Callable[[], bool]) -> None:
         self._places = _streams
         self._open = self._places.acquire(blocking=False)
         if not self._open:
             raise TooManyStreams
         self._chunks = chunks
+        self._may_go_on = may_go_on
 
     def __iter__(self) -> Iterator[bytes]:
+        asked_at = time.monotonic()
         for chunk in self._chunks:
             for begin in range(0, len(chunk), PIECE):
+                if time.monotonic() - asked_at >= ASKED_EVERY_SECONDS:
+                    if not self._may_go_on():
+                        raise NoLongerAllowed
+                    asked_at = time.monotonic()
                 yield chunk[begin : begin + PIECE]
+            # Or it would be held while the next one is made.
+            del chunk
 
     def close(self) -> None:
         if self._open:
@@ -331,40 +381,43 @@ class Stream:
     __del__ = close
 
 
-def _stream(chunks: Iterator[bytes], content_type: str, name: str) -> StreamingHttpResponse:
-    return StreamingHttpResponse(
-        Stream(chunks), content_type=content_type, headers={"Content-Disposition": f'inline; filename="{name}"'}
+def _comma_separated(query: Query) -> Iterator[bytes]:
+    yield csv_header(StoredEvent)
+    yield from query.stream(csv_rows)
+
+
+#: The forms in which every match is streamed: how it is written, and its media type.
+EXPORTS: dict[str, tuple[Callable[[Query], Iterator[bytes]], str]] = {
+    "ndjson": (lambda query: query.stream(ndjson), "application/x-ndjson"),
+    "csv": (_comma_separated, "text/csv; charset=utf-8"),
+}
+
+
+def export(
+    query: Query, form: str, *, head: bool, may_go_on: Callable[[], bool], disposition: str = "inline"
+) -> StreamingHttpResponse:
+    """Every match, written while it is read.
+
+    Args:
+        query: what is asked for; without its limit and cursor.
+        form: one of EXPORTS.
+        head: whether only the head will be sent. gunicorn would read all of the rest.
+        may_go_on: see Stream.
+        disposition: "inline" or "attachment".
+
+    Raises:
+        TooManyStreams: as many are open as may be.
+    """
+    write, content_type = EXPORTS[form]
+    return stream(
+        iter(()) if head else write(query), content_type, f'{disposition}; filename="events.{form}"', may_go_on
     )
 
 
-_NO_LINE_BREAKS = bytes.maketrans(b"\r\n", b"  ")
-
-
-def ndjson(query: Query) -> Iterator[bytes]:
-    """Every match as one JSON object a line: line breaks in a payload, which mean nothing there, become spaces."""
-    encoder = msgspec.json.Encoder()
-    for events in query.slices():
-        for event in events:
-            event.payload = Raw(bytes(event.payload).translate(_NO_LINE_BREAKS))
-        yield encoder.encode_lines(events)
-
-
-def comma_separated(query: Query) -> Iterator[bytes]:
-    """Every match as a row (RFC 4180). Text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    yield _rows([list(StoredEvent.__struct_fields__)])
-    for events in query.slices():
-        yield _rows([[_cell(getattr(event, name)) for name in StoredEvent.__struct_fields__] for event in events])
-
-
-def _rows(rows: list[list[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return msgspec.to_builtins(value)
-    text = bytes(value).decode() if isinstance(value, Raw) else value
-    # What a spreadsheet shows and does not run (OWASP, CSV injection).
-    return f"'{text}" if isinstance(text, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+def stream(
+    chunks: Iterator[bytes], content_type: str, disposition: str, may_go_on: Callable[[], bool]
+) -> StreamingHttpResponse:
+    """An answer in pieces, which has one of the process's places for streams as long as it is read."""
+    return StreamingHttpResponse(
+        Stream(chunks, may_go_on), content_type=content_type, headers={"Content-Disposition": disposition}
+    )

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from django.http.request import MediaType
+from rest_framework.exceptions import NotAcceptable
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
@@ -25,7 +27,11 @@ class JSONRenderer(BaseRenderer):
 
 
 class ContentNegotiation(DefaultContentNegotiation):
-    """DRF's own, where there is a choice. An address that has only JSON answers in JSON (RFC 9110 section 12.4.1)."""
+    """Chooses by the q-values of Accept (RFC 9110 section 12.5.1), which DRF's own ignores; of equals the first one.
+
+    Django's get_preferred_type() forgets what q=0 excludes, and gives it to whoever accepts */* as well. An address
+    that has only JSON answers in JSON (section 12.4.1).
+    """
 
     def select_renderer(
         self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
@@ -34,7 +40,17 @@ class ContentNegotiation(DefaultContentNegotiation):
         if request.method == "OPTIONS":
             # What a view says of itself is no page.
             return JSONRenderer(), JSONRenderer.media_type
-        if len(renderers) == 1:
-            return renderers[0], str(renderers[0].media_type)
-        chosen: tuple[BaseRenderer, str] = super().select_renderer(request, renderers, format_suffix)
-        return chosen
+        accepted = [MediaType(text) for text in request.headers.get("Accept", "").split(",") if text.strip()]
+        chosen = max(renderers, key=lambda renderer: _quality(str(renderer.media_type), accepted))
+        if len(renderers) > 1 and not _quality(str(chosen.media_type), accepted):
+            raise NotAcceptable(available_renderers=renderers)
+        return chosen, str(chosen.media_type)
+
+
+def _quality(offered: str, accepted: list[MediaType]) -> float:
+    """The weight of a media type: that of the most specific range which has it; 0 excludes it."""
+    if not accepted:
+        return 1
+    main, _, sub = offered.partition("/")
+    matching = [each for each in accepted if each.main_type in (main, "*") and each.sub_type in (sub, "*")]
+    return max(matching, key=lambda each: (each.main_type != "*", each.sub_type != "*")).quality if matching else 0

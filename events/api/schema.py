@@ -99,6 +99,8 @@ _DOORS = {
     429: _error("Too many requests; Retry-After says when to come back."),
 }
 
+_NO_PARAMETERS = _error("There is a parameter in the query, and this address takes none.")
+
 PUBLISH: dict[str, Any] = {
     "operation_id": "publish",
     "tags": ["events"],
@@ -190,9 +192,12 @@ EVENTS: dict[str, Any] = {
     "tags": ["events"],
     "summary": "List stored events",
     "description": (
-        "Oldest first: in the order they were stored, or with `since` or `until` in that they were accepted. Follow "
+        "Oldest first: in the order they were stored, or with `since` or `until` in that they were accepted. Use "
         "`next` and `previous` as they are; a page ends early where its payloads come to 4 MiB. "
-        "With `Accept: application/x-ndjson` or `text/csv` every match is streamed."
+        "`cursor` is for following: by it, without `since` and `until`, no event is missed; at the last page ask for "
+        "its address again. `since` and `until` are for looking: an event accepted early may be stored late. "
+        "With `Accept: application/x-ndjson` or `text/csv` every match is streamed. NDJSON is the exact form. In CSV a "
+        "text that a spreadsheet would run, or that begins with an apostrophe, has one more apostrophe in front."
     ),
     "parameters": [
         _query("topic", "Only events of this topic."),
@@ -203,18 +208,22 @@ EVENTS: dict[str, Any] = {
             "Only the events that this publish added.",
             {"type": "integer", "minimum": 1, "maximum": 2**63 - 1},
         ),
-        _query("since", "Only events accepted at this moment or later.", OpenApiTypes.DATETIME),
+        _query(
+            "since",
+            "Only events accepted at this moment or later. For looking, not for following.",
+            OpenApiTypes.DATETIME,
+        ),
         _query("until", "Only events accepted before this moment.", OpenApiTypes.DATETIME),
         OpenApiParameter(
             "limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, description="Events on a page."
         ),
-        _query("cursor", "A place in the list, from `next` or `previous`."),
+        _query("cursor", "A place in the list, from `next` or `previous`. For following."),
     ],
     "responses": {
         (200, "application/json"): _PAGE,
         (200, "application/x-ndjson"): OpenApiResponse(_ref("StoredEvent"), "One event a line."),
         (200, "text/csv"): OpenApiResponse({"type": "string"}, "One event a row, with a header."),
-        400: _error("A parameter is unknown or wrong."),
+        400: _error("A parameter is unknown, wrong or given twice."),
         **_DOORS,
         406: _error("None of the types in Accept can be given."),
         503: _error("The database is away, or too many streams are open."),
@@ -276,6 +285,7 @@ STATS: dict[str, Any] = {
                 },
             ),
         ),
+        400: _NO_PARAMETERS,
         **_DOORS,
         503: _error("The database is away."),
     },
@@ -287,6 +297,7 @@ BATCH: dict[str, Any] = {
     "summary": "Show what became of one publish",
     "responses": {
         200: _answer(_ref("Receipt"), "The receipt."),
+        400: _NO_PARAMETERS,
         **_DOORS,
         404: _error("There is no such publish, or it is none of this API key's."),
         503: _error("The database is away."),

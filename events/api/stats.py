@@ -8,6 +8,7 @@ from rest_framework.views import APIView
 from events import stats
 from events.api import schema
 from events.api.doors import GuardedView, key_of
+from events.api.parameters import read_parameters
 
 
 class StatsView(GuardedView):
@@ -15,6 +16,7 @@ class StatsView(GuardedView):
 
     @extend_schema(**schema.STATS)
     def get(self, request: Request) -> Response:
+        read_parameters(request.query_params)
         books = stats.books(key_of(request))
         return Response(
             {
