@@ -43,6 +43,8 @@ class SchemaView(PageView, SpectacularAPIView):
 class DocsView(PageView, SpectacularSwaggerSplitView):
     """Swagger UI, with its script apart from the page, so that the page needs no inline script."""
 
+    template_name = "events/docs.html"
+    template_name_js = "events/docs.js"
 
 class IndexView(APIView):
     """Lead to the docs."""
