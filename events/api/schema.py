@@ -403,3 +403,36 @@ METRICS: dict[str, Any] = {
     "summary": "Show what Prometheus collects",
     "responses": {(200, "text/plain"): OpenApiResponse({"type": "string"}, "Prometheus' text format.")},
 }
+
+INDEX: dict[str, Any] = {
+    "operation_id": "index",
+    # Being logged in changes what the page shows, not whether it is there.
+    "auth": [],
+    "tags": ["service"],
+    "summary": "Show where everything is",
+    "description": (
+        "`Accept: text/html`, as browsers send it, gives the start page; anything else, also curl's `*/*`, this index. "
+        "It is open to everybody, also where API keys are required."
+    ),
+    "responses": {
+        (200, "application/json"): _answer(
+            {
+                "type": "object",
+                "required": ["name", "version", "authentication", "links"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "version": {"type": "string"},
+                    "authentication": {
+                        "type": ["string", "null"],
+                        "description": "The header to send with every call; null where no key is needed.",
+                    },
+                    "links": {"type": "object", "additionalProperties": {"type": "string", "format": "uri"}},
+                },
+            },
+            "The index.",
+        ),
+        (200, "text/html"): OpenApiResponse({"type": "string"}, "The start page, or how to log in."),
+        406: _error("None of the types in Accept can be given."),
+        429: _DOORS[429],
+    },
+}
