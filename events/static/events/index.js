@@ -40,14 +40,12 @@ function flash(elements) {
     }
 }
 
-function put(fresh, id, after = () => {}) {
+function put(fresh, id) {
     const shown = document.getElementById(id);
     const next = fresh.getElementById(id);
-    if (shown.isEqualNode(next)) return;
-    const before = shown.cloneNode(true);
+    if (shown.innerHTML === next.innerHTML) return;
     shown.className = next.className;
     shown.replaceChildren(...next.childNodes);
-    after(before, shown);
 }
 
 function putState(fresh) {
@@ -62,22 +60,16 @@ function putState(fresh) {
 
 function putCounts(fresh) {
     if (inUse(document.getElementById("counts"))) return;
-    put(fresh, "counts", (before, shown) => {
-        const changed = [...shown.querySelectorAll("[data-count]")].filter((figure) => {
-            const was = before.querySelector(`[data-count="${figure.dataset.count}"]`);
-            return was && was.textContent !== figure.textContent;
-        });
-        flash(changed.map((figure) => figure.parentElement));
-    });
+    put(fresh, "counts");
 }
 
 function putLatest(fresh) {
     held = null;
     showNew.hidden = true;
-    put(fresh, "latest", (before, shown) => {
-        const known = new Set(ids(before));
-        flash([...shown.querySelectorAll("[data-id]")].filter((row) => !known.has(row.dataset.id)));
-    });
+    const list = document.getElementById("latest");
+    const known = new Set(ids(list));
+    put(fresh, "latest");
+    flash([...list.querySelectorAll("[data-id]")].filter((row) => !known.has(row.dataset.id)));
 }
 
 function offerLatest(fresh) {
@@ -90,8 +82,8 @@ function offerLatest(fresh) {
     const known = new Set(ids(list));
     const next = ids(fresh.getElementById("latest"));
     const count = next.filter((id) => !known.has(id)).length;
-    const number = count === next.length && count > 1 ? `${count} or more` : count;
-    showNew.textContent = `Show ${number} new`;
+    // Where none of the list is known, there may have been others before it.
+    showNew.textContent = `Show ${count}${count > 1 && count === next.length ? "+" : ""} new`;
     showNew.hidden = !count;
 }
 
@@ -109,7 +101,7 @@ async function refresh() {
         signal: AbortSignal.timeout(PATIENCE),
     });
     if (answer.status === 401 || answer.status === 403) {
-        say("You are logged out. Reload this page to log in again.", true);
+        say("You are logged out. Reload to log in.", true);
         stopped = true;
         return 0;
     }
@@ -141,7 +133,7 @@ async function look() {
     try {
         next = await refresh();
     } catch (error) {
-        say("The service does not answer; what you see is old. Trying again.", true);
+        say("No answer. Trying again.", true);
     }
     asking = false;
     if (waiting()) timer = setTimeout(look, next);
