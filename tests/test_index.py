@@ -125,6 +125,11 @@ def test_the_command_works_as_pasted_and_once_more_is_dropped(client: Client, pu
     assert example(page(client)) != words, "the next visitor's first event is new as well"
 
 
+def test_the_command_has_the_scheme_that_the_page_came_by(client: Client) -> None:
+    answer = client.get("/", secure=True, headers={"Accept": BROWSER, "Host": "localhost"})
+    assert example(answer.content.decode())[1] == "https://localhost/publish"
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_publishers_sent_is_shown_and_does_nothing(
     client: Client, publish: Publish, drain: Drain, text: str
@@ -198,6 +203,29 @@ def test_the_page_is_there_without_a_database(client: Client, parts: list[health
     assert "The database does not answer" in text
     assert counts(text)["received"] == "–"
     assert "cannot be read at the moment" in text
+
+
+@pytest.fixture
+def no_sessions(admin_client: Client) -> Any:
+    """The database goes away once somebody has logged in."""
+    with patch("django.contrib.sessions.backends.db.SessionStore.load", side_effect=DatabaseError("away")):
+        yield
+
+
+@pytest.mark.usefixtures("no_sessions")
+def test_who_is_logged_in_does_not_matter_to_an_open_page(admin_client: Client) -> None:
+    assert "data-count" in page(admin_client)
+    assert admin_client.get("/overview").status_code == 200
+
+
+@pytest.mark.usefixtures("no_sessions")
+def test_without_a_database_nobody_is_told_to_be_logged_out(
+    admin_client: Client, parts: list[health.Part], settings: Settings
+) -> None:
+    settings.REQUIRE_API_KEY = True
+    parts[0] = health.Part("database", "down", "connection refused", 1.0)
+    assert "The database does not answer" in page(admin_client)
+    assert admin_client.get("/overview").status_code == 503
 
 
 # --- Where keys are required ------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from events.stats import Books
 
 #: Events that the page lists.
 LATEST = 10
-#: Milliseconds between two looks of an open page, as of the dashboard.
+#: Milliseconds between two refreshes of an open page; the dashboard takes as long.
 REFRESH_MILLISECONDS = 2000
 
 #: What it means for people that a part of the service is not there.
@@ -59,7 +59,15 @@ class Problem:
 
 
 class Login(SessionAuthentication):
-    """Who is logged in to the admin, as far as the database can say: the page is there also without one."""
+    """Who is logged in to the admin."""
+
+    def authenticate_header(self, request: Request) -> str:
+        # Makes it a 401, so that the page can tell "log in again" from "this account may not".
+        return 'Session realm="event aggregator"'
+
+
+class LoginIfKnown(Login):
+    """Who is logged in to the admin, or nobody where the database cannot say: the page is there also without one."""
 
     def authenticate(self, request: Request) -> Any:
         try:
@@ -67,16 +75,12 @@ class Login(SessionAuthentication):
         except (DatabaseError, InterfaceError):
             return None
 
-    def authenticate_header(self, request: Request) -> str:
-        # Makes it a 401, so that the page can tell "log in again" from "this account may not".
-        return 'Session realm="event aggregator"'
-
 
 class StartPageView(PageView):
     """A page that is there for everybody, and decides itself what it shows to whom."""
 
     def get_authenticators(self) -> list[BaseAuthentication]:
-        return [Login()]
+        return [LoginIfKnown()]
 
     def get_permissions(self) -> list[BasePermission]:
         return []
@@ -109,6 +113,10 @@ class OverviewView(StartPageView):
     """Show the part of the start page that changes, or 304 where nothing did."""
 
     renderer_classes = [TemplateHTMLRenderer]
+
+    def get_authenticators(self) -> list[BaseAuthentication]:
+        # Where only who is logged in may see it, an open page must not take a lost database for a log-out.
+        return [Login()] if settings.REQUIRE_API_KEY else [LoginIfKnown()]
 
     @extend_schema(exclude=True)
     @method_decorator(cache_control(private=True, no_cache=True))
