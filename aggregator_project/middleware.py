@@ -20,8 +20,9 @@ from django.middleware.common import CommonMiddleware
 from django.middleware.csrf import CsrfViewMiddleware
 from django.shortcuts import render
 
-#: Pages of people outside the admin. Who is logged in there may see them, also where an API key is needed.
-PAGES = ("/admin/", "/docs", "/schema")
+#: Pages of people. Who is logged in to the admin may see them, also where an API key is needed.
+PAGES = ("/admin/", "/docs", "/schema", "/overview")
+START_PAGE = "/"
 
 #: What load balancers ask, most of them by the address of a host or container, which no setting can foresee.
 PROBES = ("/health", "/health/ready")
@@ -39,27 +40,32 @@ class AdminOnly:
 
     get_response: Any
     paths: str | tuple[str, ...] = "/admin/"
+    start_page = False
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        if request.path_info.startswith(self.paths):
+        path = request.path_info
+        if path.startswith(self.paths) or (self.start_page and path == START_PAGE):
             return super().__call__(request)  # type: ignore[misc, no-any-return]
         return self.get_response(request)  # type: ignore[no-any-return]
 
 
-class AdminSession(AdminOnly, SessionMiddleware):
-    """Sessions."""
+class PagesOnly(AdminOnly):
+    """Lets every request pass by that is not for a page of people."""
 
     paths = PAGES
+    start_page = True
+
+
+class AdminSession(PagesOnly, SessionMiddleware):
+    """Sessions."""
 
 
 class AdminCsrf(AdminOnly, CsrfViewMiddleware):
     """Protection of forms."""
 
 
-class AdminAuthentication(AdminOnly, AuthenticationMiddleware):
+class AdminAuthentication(PagesOnly, AuthenticationMiddleware):
     """Who is logged in."""
-
-    paths = PAGES
 
 
 class AdminMessages(AdminOnly, MessageMiddleware):
@@ -70,10 +76,8 @@ class AdminAxes(AdminOnly, AxesMiddleware):
     """Answers who has tried too many passwords."""
 
 
-class PageCsp(AdminOnly, CSPMiddleware):
+class PageCsp(PagesOnly, CSPMiddleware):
     """What pages may load and run."""
-
-    paths = PAGES
 
 
 def without_body_for_head(

@@ -518,10 +518,13 @@ SPECTACULAR_SETTINGS = {
     "TITLE": "Event aggregator",
     "VERSION": "1.0.0",
     "SWAGGER_UI_DIST": "SIDECAR",
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    # events/templates/events/docs.html has ours.
+    "SWAGGER_UI_FAVICON_HREF": "",
     "SERVE_INCLUDE_SCHEMA": False,
     "OAS_VERSION": "3.1.0",
-    "POSTPROCESSING_HOOKS": ["events.api.schema.add_types"],
+    # In the order of events/api/urls.py: publish first.
+    "SORT_OPERATIONS": False,
+    "POSTPROCESSING_HOOKS": ["events.api.schema.add_types", "events.api.schema.introduce"],
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "displayRequestDuration": True, "tryItOutEnabled": True},
 }
 

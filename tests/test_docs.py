@@ -83,7 +83,7 @@ def test_every_address_of_the_api_is_in_the_schema() -> None:
                 addresses.add("/" + re.sub(r"<\w+:(\w+)>", r"{\1}", str(one.pattern)))
     documented = {path for _, path, _ in operations()}
     assert {"/publish", "/events", "/stats", "/batches/{batch_id}", "/health"} <= addresses
-    assert addresses - {"/", "/docs", "/schema"} <= documented
+    assert addresses - {"/docs", "/schema", "/overview"} <= documented
 
 
 @pytest.mark.parametrize(("path", "method"), [("/publish", "post"), ("/stats", "get")])
@@ -185,6 +185,28 @@ def test_all_that_the_docs_load_is_there(client: Client) -> None:
             assert client.get(address).status_code == 200, address
 
 
-def test_the_front_page_leads_to_the_docs(client: Client) -> None:
-    answer = client.get("/")
-    assert (answer.status_code, answer["Location"]) == (302, "/docs")
+def test_publish_comes_first() -> None:
+    assert next(operations())[:2] == ("post", "/publish")
+    assert document()["tags"][0]["name"] in document()["paths"]["/publish"]["post"]["tags"]
+
+
+def test_the_introduction_has_a_publish_that_works_as_it_stands(publish: Any, db: None) -> None:
+    introduction = document()["info"]["description"]
+    assert "curl http://testserver/publish" in introduction
+    [body] = re.findall(r"-d '(.*)'", introduction)
+    assert publish(body.encode()).status_code == 202
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_the_introduction_says_whether_a_key_is_needed(settings: Any, keys: bool) -> None:
+    from events.api.schema import introduce
+
+    settings.REQUIRE_API_KEY = keys
+    introduction = introduce({"info": {}}, None, None, None)["info"]["description"]
+    assert ("Api-Key <key>" in introduction) is keys
+
+
+def test_no_call_from_the_docs_has_a_header_that_the_service_does_not_ask_for(client: Client) -> None:
+    for address in ("/docs", "/docs?script="):
+        page = client.get(address).content.decode()
+        assert "csrf" not in page.lower(), address

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
@@ -12,6 +11,7 @@ from django.views.decorators.cache import never_cache
 
 from aggregator_project.doors import open_doors
 from events.admin.sparkline import sparkline
+from events.api.index import flower_url
 from events.dashboard import SPARK_MINUTES, WINDOWS, snapshot
 
 #: Milliseconds between two looks of an open dashboard.
@@ -77,13 +77,6 @@ def extra_urls() -> list[URLPattern]:
 admin.site.extra_urls = extra_urls  # type: ignore[attr-defined]
 
 
-def flower_url(request: HttpRequest) -> str:
-    """Flower's address beside the address that this request came to."""
-    host = request.get_host()
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return f"http://{name}:{settings.FLOWER_PORT}"
-
-
 def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     """The menu: what this user may see."""
 
@@ -100,9 +93,10 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
         *page("Topics", "topic", "topictotal"),
         *page("Sources", "sensors", "sourcetotal"),
     ]
-    elsewhere = [{"title": "API", "icon": "api", "link": reverse("docs")}]
-    if not settings.NO_FLOWER:
-        elsewhere.append({"title": "Flower: tasks", "icon": "local_florist", "link": flower_url(request)})
+    elsewhere = [{"title": "Start page", "icon": "home", "link": reverse("index")}]
+    elsewhere += [{"title": "API", "icon": "api", "link": reverse("docs")}]
+    if flower := flower_url(request):
+        elsewhere.append({"title": "Flower: tasks", "icon": "local_florist", "link": flower})
     people = [
         *page("API keys", "key", "apikey"),
         *page("Users", "person", "user", "auth"),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from django.conf import settings
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
@@ -60,6 +61,55 @@ class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
             {"type": "http", "scheme": "bearer", "description": f"`Bearer <key>`. {made}"},
             {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": f"`<key>`. {made}"},
         ]
+
+
+#: What /docs begins with. {service} is the address that the reader came to.
+_INTRODUCTION = """
+Takes events over HTTP, stores each one once, drops and counts the duplicates, and never loses what it has accepted. Two
+events are the same when `topic` and `event_id` are equal; the first one stays as it came.
+
+**Publish first.** Run this twice: the first time the event is stored, the second time it is dropped as a duplicate.
+
+```sh
+curl {service}/publish \\
+  -H 'Content-Type: application/json'{key} \\
+  -d '{{"topic": "hello", "event_id": "evt-1", "source": "curl", "payload": {{"n": 1}}}}'
+```
+
+**Answers.** `202` means that all of a publish is on disk; it is stored a moment later, and `Location` is its receipt.
+After `4xx` nothing was accepted: `detail` says why, and for events that are not valid `errors` names the event and the
+field.
+
+**Retry** after a lost answer, a time-out, `429` or `503`, when the seconds of `Retry-After` are over, and with the same
+`event_id`: what is stored already is dropped and counted, so a retry can do no harm.
+
+**Authentication.** {authentication}
+"""
+_WITH_KEYS = (
+    "Every call but `/health` and `/health/ready` needs an API key in the header `Authorization: Api-Key <key>`. "
+    "Whoever runs the service makes one in the admin or with `manage.py apikey create`; *Authorize* sends it with the "
+    "calls below."
+)
+_WITHOUT_KEYS = "None: this service asks nobody for an API key. With `REQUIRE_API_KEY=true` it does."
+
+_TAGS = {
+    "events": "Publish events, and read what is stored.",
+    "books": "What came in and what became of it.",
+    "service": "Whether all is well, and where everything is.",
+}
+
+
+def introduce(result: dict[str, Any], generator: Any, request: Any, public: Any) -> dict[str, Any]:
+    """drf-spectacular's post-processing hook: says what the service is, to a reader who knows nothing of it yet."""
+    service = request.build_absolute_uri("/").rstrip("/") if request else "http://127.0.0.1:8080"
+    keys = settings.REQUIRE_API_KEY
+    result["info"]["description"] = _INTRODUCTION.strip().format(
+        service=service,
+        key=" \\\n  -H 'Authorization: Api-Key <key>'" if keys else "",
+        authentication=_WITH_KEYS if keys else _WITHOUT_KEYS,
+    )
+    result["tags"] = [{"name": name, "description": description} for name, description in _TAGS.items()]
+    return result
 
 
 def _answer(schema: dict[str, Any], description: str, *examples: OpenApiExample) -> OpenApiResponse:
@@ -363,4 +413,37 @@ METRICS: dict[str, Any] = {
     "tags": ["service"],
     "summary": "Show what Prometheus collects",
     "responses": {(200, "text/plain"): OpenApiResponse({"type": "string"}, "Prometheus' text format.")},
+}
+
+INDEX: dict[str, Any] = {
+    "operation_id": "index",
+    # Being logged in changes what the page shows, not whether it is there.
+    "auth": [],
+    "tags": ["service"],
+    "summary": "Show where everything is",
+    "description": (
+        "`Accept: text/html`, as browsers send it, gives the start page; anything else, also curl's `*/*`, this index. "
+        "It is open to everybody, also where API keys are required."
+    ),
+    "responses": {
+        (200, "application/json"): _answer(
+            {
+                "type": "object",
+                "required": ["name", "version", "authentication", "links"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "version": {"type": "string"},
+                    "authentication": {
+                        "type": ["string", "null"],
+                        "description": "The header to send with every call; null where no key is needed.",
+                    },
+                    "links": {"type": "object", "additionalProperties": {"type": "string", "format": "uri"}},
+                },
+            },
+            "The index.",
+        ),
+        (200, "text/html"): OpenApiResponse({"type": "string"}, "The start page, or how to log in."),
+        406: _error("None of the types in Accept can be given."),
+        429: _DOORS[429],
+    },
 }

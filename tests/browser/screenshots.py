@@ -53,6 +53,9 @@ def take(folder: Path, *, everything: bool) -> None:
         expect(page.locator("#verdict")).to_have_text("All is well", timeout=60_000)
         page.set_viewport_size({"width": WIDE, "height": 1030})
         page.screenshot(path=folder / "dashboard-light.png")
+        page.goto(f"{service.url}/")
+        expect(page.locator("#verdict")).to_have_text("All is well")
+        page.screenshot(path=folder / "start.png", full_page=True)
         page.set_viewport_size({"width": WIDE, "height": 760})
         history(service.data, "--dead-letter")
         admin = f"{service.url}/admin"
@@ -60,6 +63,7 @@ def take(folder: Path, *, everything: bool) -> None:
         duplicate = first_link(page, f"{admin}/events/duplicate/?payload=differs", "#result_list a.key")
         batch = first_link(page, f"{admin}/events/batch/?status=failed", "#result_list a.key")
         pages = {
+            "start": "/",
             "dashboard": "/admin/",
             "dashboard-day": "/admin/?window=day",
             "events": "/admin/events/event/?topic=order.placed",
