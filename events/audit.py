@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from django.db import connection
-from django.db.models import Count, F, Q, Sum
+from django.db.models import Count, Exists, F, OuterRef, Q, Sum
 
-from events.models import Batch, Event, Pruned, TopicTotal
+from events.erasure import ERASED
+from events.models import Batch, Duplicate, Erasure, Event, Pruned, TopicTotal
 from events.stats import books
 
 
@@ -90,6 +91,13 @@ def _findings() -> list[Finding]:
         | Q(status="processed", processed_at=None)
         | (~Q(status="processed") & Q(processed_at__isnull=False))
     ).count()
+    erased = Erasure.objects.filter(topic=OuterRef("topic"), event_id=OuterRef("event_id"))
+    kept_of_erased = (
+        Event.objects.filter(Exists(erased)).exclude(payload__in=[ERASED, ""]).count()
+        + Duplicate.objects.filter(Exists(erased)).exclude(payload="").count()
+        if Erasure.objects.exists()
+        else 0
+    )
     and_removed = " + removed ones" if pruned.batches else ""
     return [
         Finding(f"received = events of all batches{and_removed}", kept.received, received + pruned.received),
@@ -115,6 +123,7 @@ def _findings() -> list[Finding]:
         Finding("removed batches: received = unique + duplicates", pruned.received, pruned.unique + pruned.duplicates),
         Finding("topics whose total differs from their events", wrong_topics, 0),
         Finding("events that have a payload and should not, or the other way round", payloads, 0),
+        Finding("erased events of which something is kept", kept_of_erased, 0),
         Finding("processed batches whose receipt does not add up", wrong_batches, 0),
         Finding("batches whose body or date does not fit their status", bodies, 0),
     ]

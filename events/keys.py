@@ -30,12 +30,14 @@ LAST_USED_EVERY = timedelta(minutes=5)
 _generator = KeyGenerator()
 
 
-def create(name: str, *, may_publish: bool, may_read: bool, topics: Sequence[str] = ()) -> tuple[ApiKey, str]:
+def create(
+    name: str, *, may_publish: bool, may_read: bool, may_erase: bool = False, topics: Sequence[str] = ()
+) -> tuple[ApiKey, str]:
     """Makes a key.
 
     Args:
         name: what it is for, for people.
-        may_publish, may_read: what it opens; at least one.
+        may_publish, may_read, may_erase: what it opens; at least one.
         topics: the beginnings of the topics it opens; none is every topic.
 
     Returns:
@@ -44,8 +46,8 @@ def create(name: str, *, may_publish: bool, may_read: bool, topics: Sequence[str
     Raises:
         ValueError: it would open nothing, or everything by mistake.
     """
-    if not (may_publish or may_read):
-        raise ValueError("A key that may neither publish nor read opens nothing.")
+    if not (may_publish or may_read or may_erase):
+        raise ValueError("A key that may neither publish, read nor erase opens nothing.")
     if "" in topics:
         raise ValueError("An empty beginning would open every topic: leave the topics out if that is what is meant.")
     key, prefix, hashed = _generator.generate()
@@ -55,6 +57,7 @@ def create(name: str, *, may_publish: bool, may_read: bool, topics: Sequence[str
         hashed_key=hashed,
         may_publish=may_publish,
         may_read=may_read,
+        may_erase=may_erase,
         topics=list(topics),
         created_at=timezone.now(),
     )

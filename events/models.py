@@ -21,6 +21,7 @@ class ApiKey(models.Model):
     hashed_key = models.CharField(max_length=150)
     may_publish = models.BooleanField()
     may_read = models.BooleanField()
+    may_erase = models.BooleanField(default=False, db_default=False)
     topics = models.JSONField(default=list, blank=True, help_text="Beginnings of the topics it opens; none is all.")
     created_at = models.DateTimeField()
     last_used_at = models.DateTimeField(null=True, help_text="To about five minutes.")
@@ -35,7 +36,8 @@ class ApiKey(models.Model):
     @property
     def scopes(self) -> list[str]:
         """What it opens, in words."""
-        return [word for word, opens in (("publish", self.may_publish), ("read", self.may_read)) if opens]
+        scopes = (("publish", self.may_publish), ("read", self.may_read), ("erase", self.may_erase))
+        return [scope for scope, allowed in scopes if allowed]
 
     def opens(self, topic: str) -> bool:
         """Whether the topic is one of those that it is bound to."""
@@ -139,6 +141,32 @@ class Event(models.Model):
             models.Index(fields=["source", "id"], name="event_source"),
             models.Index(fields=["received_at", "id"], name="event_received_at"),
         ]
+
+    def __str__(self) -> str:
+        return f"{self.topic} {self.event_id}"
+
+
+class PayloadIndex(models.Model):
+    """A path in payloads that has an index, so that searching by it is fast (payload_search.py)."""
+
+    path = models.CharField(max_length=KEY_LENGTH, unique=True)
+    created_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class Erasure(models.Model):
+    """One event whose payload was erased on request: who did it and when (erasure.py). Never deleted."""
+
+    topic = models.CharField(max_length=KEY_LENGTH)
+    event_id = models.CharField(max_length=KEY_LENGTH)
+    erased_at = models.DateTimeField()
+    erased_by = models.CharField(max_length=KEY_LENGTH, help_text="An API key, a user of the admin, or a command.")
+    request_id = models.CharField(max_length=64, blank=True, default="")
+
+    class Meta:
+        unique_together = [("topic", "event_id")]
 
     def __str__(self) -> str:
         return f"{self.topic} {self.event_id}"

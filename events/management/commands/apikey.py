@@ -14,6 +14,9 @@ from events import keys
 from events.management.base import BaseCommand
 from events.models import ApiKey
 
+#: What a key may be allowed.
+SCOPES = ("publish", "read", "erase")
+
 
 class Command(BaseCommand):
     help = "Make, list and revoke API keys."
@@ -22,7 +25,7 @@ class Command(BaseCommand):
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
         create = actions.add_parser("create", help="make a key and show it, once")
         create.add_argument("name", help="what it is for")
-        create.add_argument("scopes", nargs="+", choices=("publish", "read"), help="what it opens")
+        create.add_argument("scopes", nargs="+", choices=SCOPES, help="what it opens")
         create.add_argument(
             "--topic",
             action="append",
@@ -42,7 +45,7 @@ class Command(BaseCommand):
 
 def create(command: Command, *, name: str, scopes: list[str], topics: list[str], **_: Any) -> None:
     try:
-        row, key = keys.create(name, may_publish="publish" in scopes, may_read="read" in scopes, topics=topics)
+        row, key = keys.create(name, **{f"may_{scope}": scope in scopes for scope in SCOPES}, topics=topics)
     except ValueError as error:
         raise CommandError(str(error)) from None
     command.stdout.write(key)
