@@ -37,7 +37,8 @@ lint: $(READY_DEV) ## check style, types and migrations
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python manage.py makemigrations --check --dry-run -v 0
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT \
+		&& DATA_DIR=$$folder $(BIN)/python manage.py makemigrations --check --dry-run -v 0
 
 format: $(READY_DEV) ## write the code in the project's style
 	@$(BIN)/ruff check --fix .

@@ -17,7 +17,7 @@ from django.utils import timezone
 from msgspec import Raw
 
 from events import delays, horizon, in_flight, inbox, metrics, tracing, wire
-from events.models import Batch, Delay, Duplicate, Event, Minute, SourceTotal, TopicMinute, TopicTotal
+from events.models import Batch, Delay, Duplicate, Erasure, Event, Minute, SourceTotal, TopicMinute, TopicTotal
 from events.turn import writing
 
 log = logging.getLogger(__name__)
@@ -96,12 +96,14 @@ class Pending:
     """A batch that is being stored.
 
     Attributes:
+        size: bytes of its body, when it was read.
         due_at: when it was accepted, or replayed, or when the pause after its last failed attempt was over.
     """
 
     pk: int
     accepted_at: datetime
     due_at: datetime
+    size: int
     body: bytes
     unique: int = 0
     duplicates: int = 0
@@ -313,8 +315,8 @@ def _fitting(sizes: Iterable[Any]) -> tuple[list[Any], bool]:
 def _claimed(batches: QuerySet[Batch]) -> list[Pending]:
     skips_locked = connection.features.has_select_for_update_skip_locked
     rows = batches.order_by("pk").select_for_update(skip_locked=skips_locked)
-    columns = rows.values_list("pk", "accepted_at", "next_attempt_at", "body")
-    return [Pending(pk, accepted_at, due_at, bytes(body or b"")) for pk, accepted_at, due_at, body in columns]
+    columns = rows.values_list("pk", "accepted_at", "next_attempt_at", "size", "body")
+    return [Pending(pk, accepted, due, size, bytes(body or b"")) for pk, accepted, due, size, body in columns]
 
 
 def _read(batches: list[Pending]) -> Chunk:
@@ -344,13 +346,13 @@ def _read(batches: list[Pending]) -> Chunk:
 
 
 def _still_due(chunk: Chunk) -> Chunk:
-    """The chunk, or what is left of it where another drain was faster."""
+    """The chunk, or what is left of it where another drain was faster, or a payload was erased meanwhile."""
     batches = chunk.batches
     due = inbox.due().filter(pk__gte=batches[0].pk, pk__lte=batches[-1].pk)
-    left = set(due.values_list("pk", flat=True))
-    if left.issuperset(batch.pk for batch in batches):
-        return chunk
-    return _read([batch for batch in batches if batch.pk in left])
+    sizes = dict(due.values_list("pk", "size"))
+    unchanged = [batch for batch in batches if sizes.get(batch.pk) == batch.size]
+    # A body that changed is left for the next chunk, which reads it anew.
+    return chunk if len(unchanged) == len(batches) else _read(unchanged)
 
 
 def _store(chunk: Chunk) -> Stored:
@@ -388,13 +390,23 @@ def _log_duplicates(dropped: Sequence[Arrival]) -> None:
     if not dropped or not settings.DUPLICATE_LOG_DAYS:
         return
     _compare(dropped)
+    erased = _erased([arrival.key for arrival in dropped if arrival.differs])
     rows = []
     for arrival in dropped:
         event, batch = arrival.event, arrival.batch
-        kept = str(event.payload, "utf-8") if arrival.differs else ""
+        kept = str(event.payload, "utf-8") if arrival.differs and arrival.key not in erased else ""
         rows.append((*arrival.key, event.source, batch.accepted_at, batch.pk, arrival.differs, kept))
     columns = ("topic", "event_id", "source", "received_at", "batch", "payload_differs", "payload")
     Duplicate.objects.insert_new(columns, rows)
+
+
+def _erased(keys: Sequence[Key]) -> set[Key]:
+    """Which of these events were erased: nothing of what they say may be kept again (erasure.py)."""
+    found: set[Key] = set()
+    for begin in range(0, len(keys), LOOK_UP_IDS):
+        ids = {event_id for _, event_id in keys[begin : begin + LOOK_UP_IDS]}
+        found.update(Erasure.objects.filter(event_id__in=ids).values_list("topic", "event_id"))
+    return found
 
 
 def _compare(dropped: Sequence[Arrival]) -> None:

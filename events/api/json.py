@@ -40,7 +40,7 @@ class ContentNegotiation(DefaultContentNegotiation):
         if request.method == "OPTIONS":
             # What a view says of itself is no page.
             return JSONRenderer(), JSONRenderer.media_type
-        accepted = [MediaType(text) for text in request.headers.get("Accept", "").split(",") if text.strip()]
+        accepted = [MediaType(text) for text in request.META.get("HTTP_ACCEPT", "").split(",") if text.strip()]
         chosen = max(renderers, key=lambda renderer: _quality(str(renderer.media_type), accepted))
         if len(renderers) > 1 and not _quality(str(chosen.media_type), accepted):
             raise NotAcceptable(available_renderers=renderers)

@@ -3,9 +3,10 @@
 import getpass
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from events.erasure import erase
+from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, connection
 
 from events import payload_search
+from events.management.base import BaseCommand
 from events.payload_search import PREFIX, InvalidPath
 
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from events import alerts
+from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
