@@ -346,6 +346,7 @@ ODD_NAMES = [
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_data_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     folder = tmp_path / f"a{name}b"
+    folder.mkdir()
     show = (
         "import os, sys, django, kombu, redis; django.setup(); from django.conf import settings;"
         "from django.core.cache import cache; from urllib.parse import urlsplit; from django.db import connection;"

@@ -146,9 +146,9 @@ def test_a_request_that_went_well_writes_nothing(client: Client, caplog: pytest.
 def test_all_requests_write_a_line_if_asked_to(client: Client, settings: Any, caplog: pytest.LogCaptureFixture) -> None:
     settings.LOG_REQUESTS = True
     caplog.set_level("INFO", "requests")
-    client.get("/stats?secret=1")
+    client.get("/events?topic=secret")
     [line] = lines(caplog, "requests")
-    assert (line.view, line.method, line.status) == ("stats", "GET", 200)  # type: ignore[attr-defined]
+    assert (line.view, line.method, line.status) == ("events", "GET", 200)  # type: ignore[attr-defined]
     assert "secret" not in str(vars(line))
 
 
