@@ -44,6 +44,8 @@ def main() -> int:
         faults = Faults(service, chance)
         with Publishers(service.url, seed=options.seed, pause_seconds=0.1) as publishers:
             recoveries, faults_done = rounds(service, faults, publishers, options.minutes * 60, options.kills)
+        # Whatever becomes of the proof, what was done is known.
+        say(table(faults, recoveries, faults_done))
         until(lambda: service.pending() == 0, "nothing is pending")
         proof = prove(service, publishers.published)
         audit = service.audit()
@@ -56,7 +58,6 @@ def main() -> int:
     for kind, seconds in recoveries.items():
         if max(seconds) > LIMIT_SECONDS:
             wrong.append(f"{kind}: recovering took {max(seconds):.1f} s")
-    say(table(faults, recoveries, faults_done))
     say(verdict(proof, audit_clean=not audit.returncode))
     for line in wrong:
         say(f"WRONG: {line}")

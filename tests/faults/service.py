@@ -21,6 +21,8 @@ import redis
 PROJECT = Path(__file__).resolve().parents[2]
 #: Seconds after which what is waited for is taken to never come.
 PATIENCE = 60.0
+#: The same for a command of manage.py: after minutes of load, an audit reads hundreds of thousands of rows.
+COMMAND_PATIENCE = 600.0
 
 #: What stands in the command of each part, once it is more than its tether.
 _WORDS = {"web": "gunicorn", "worker": " worker ", "broker": "valkey-server", "flower": " flower "}
@@ -50,7 +52,7 @@ def manage(folder: Path, *arguments: str, **variables: str) -> "subprocess.Compl
         env=environment(folder, **variables),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=COMMAND_PATIENCE,
         check=False,
     )
 
