@@ -82,6 +82,7 @@ def test_one_after_the_other_they_work_and_answer_in_the_shape_that_is_shown(tmp
     """In the reader's order, on one service: what one example publishes, the next ones show."""
     assert {kind for kind, _, _ in EXAMPLES} == {"sh", "python"}
     with Up(tmp_path / "service", "--no-flower") as service:
+        until(service.answers, "a web process listens, which comes a moment after its line")
         for kind, code, (shown_kind, shown) in EXAMPLES:
             # A reader does not type as fast as this.
             before = until(lambda: settled(service), "everything was stored")
