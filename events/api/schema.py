@@ -268,7 +268,7 @@ EVENTS: dict[str, Any] = {
         OpenApiParameter(
             "limit",
             {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-            description="Most events on a page.",
+            description="Maximum number of events on a page.",
         ),
         _query("cursor", "A position in the list, from `next` or `previous`. For following."),
     ],
