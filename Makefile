@@ -10,19 +10,19 @@ READY_DEV := $(VENV)/.ready-dev
 .DEFAULT_GOAL := help
 .PHONY: help up demo test test-slow test-engines lint format faults fuzz audit-dependencies bench docker-test test-bare clean
 
-help: ## list what there is
+help: ## list all targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
-up: $(READY) ## run the whole service here: API, worker, broker, Flower
+up: $(READY) ## run the whole service: API, worker, broker, Flower
 	@$(BIN)/python manage.py up
 
-demo: $(READY) ## publish 5,000 events, 1,000 of them duplicates, to a service of its own and prove the books
+demo: $(READY) ## publish 5,000 events with 1,000 duplicates to a temporary service, and prove the counters
 	@$(BIN)/python manage.py demo
 
 test: $(READY_DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
-test-slow: $(READY_DEV) ## run the tests that take long, on a machine with nothing else to do
+test-slow: $(READY_DEV) ## run the slow tests; nothing else should run on the machine
 	@$(BIN)/python -m pytest -q -m slow --ignore=tests/pipeline tests
 
 test-engines: export TEST_DATABASE_URL ?= postgres://postgres@127.0.0.1:5432/postgres
@@ -47,22 +47,22 @@ format: $(READY_DEV) ## write the code in the project's style
 faults: $(READY_DEV) ## break the service for ten minutes under load, and prove that nothing is lost
 	@$(BIN)/python -m tests.faults
 
-fuzz: $(READY_DEV) ## make up 10,000 requests, good and bad, and check every answer against /schema
+fuzz: $(READY_DEV) ## send 10,000 generated requests, good and bad, and check every answer against /schema
 	@DJANGO_SETTINGS_MODULE=tests.settings $(BIN)/python -m tests.test_fuzz 10000
 
-audit-dependencies: $(READY_DEV) ## look for known vulnerabilities in what is installed; asks PyPI
+audit-dependencies: $(READY_DEV) ## look for known vulnerabilities in the installed packages; asks PyPI
 	@$(BIN)/pip-audit --local --strict --progress-spinner off
 
-bench: $(READY_DEV) ## measure the service against what the machine can do
+bench: $(READY_DEV) ## measure the service, and compare it with the limits of the machine
 	@$(BIN)/python -m bench
 
-docker-test: ## build the image, run it alone and by both Compose files, break parts, check the books; needs Docker
+docker-test: ## build the image, run it alone and with both Compose files, kill parts, check the counters; needs Docker
 	@$(PYTHON) -m tests.docker
 
-test-bare: ## run the tests in a container that has Python, make and git, and a user without root; needs Docker
+test-bare: ## run the tests in a container with only Python, make and git, without root; needs Docker
 	@$(PYTHON) -m tests.docker.bare
 
-clean: ## remove what was set up here; data/ stays
+clean: ## remove what make has installed; data/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # In a terminal pip shows how far it is.

@@ -24,7 +24,7 @@ OPTIONS = (
     ("--port", "PORT", "port of the API and the admin (default 8080)"),
     ("--bind", "BIND", "address to listen on (default 127.0.0.1)"),
     ("--flower-port", "FLOWER_PORT", "port of Flower (default 5555)"),
-    ("--data-dir", "DATA_DIR", "folder for everything that is written (default data, beside manage.py)"),
+    ("--data-dir", "DATA_DIR", "folder for all files of the service (default data, beside manage.py)"),
 )
 
 #: Seconds a part has for what it is doing when the stack stops; then it is killed. A drain ends within 5, a request
@@ -57,9 +57,9 @@ class Part:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `manage.py up`. What their values may be is the settings' business, as for the variables."""
     for option, variable, purpose in OPTIONS:
-        parser.add_argument(option, dest=variable, help=f"{purpose}; also {variable}")
+        parser.add_argument(option, dest=variable, help=f"{purpose}; or set {variable}")
     parser.add_argument(
-        "--no-flower", dest="NO_FLOWER", action="store_const", const="true", help="leave Flower out; also NO_FLOWER"
+        "--no-flower", dest="NO_FLOWER", action="store_const", const="true", help="start no Flower; or set NO_FLOWER"
     )
 
 

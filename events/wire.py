@@ -28,7 +28,7 @@ Key = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
 class Event(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """An event as it is published. Two are the same event when topic and event_id are equal."""
+    """An event as it is published. Two events are the same when topic and event_id are equal."""
 
     topic: Annotated[Key, Meta(description="What the event is about.", examples=["user.created"])]
     event_id: Annotated[Key, Meta(description="Unique within the topic.", examples=["evt-12345"])]
@@ -81,7 +81,7 @@ class _Envelope(Struct, forbid_unknown_fields=True):
 
 
 class Problem(Struct):
-    """One thing that is wrong: with which event (None: with the whole body), in which field, and how to mend it."""
+    """One mistake: the event (None for the whole body), the field, and how to correct it."""
 
     index: int | None
     field: str | None

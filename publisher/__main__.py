@@ -24,7 +24,7 @@ def main() -> int:
     parser = Parser(
         prog="python -m publisher",
         usage="python -m publisher [options]",
-        description="Publish made-up events to a running aggregator and check that all of them are accounted for.",
+        description="Publish generated events to a running service, and check that it counts all of them.",
     )
     add_options(parser, environ=os.environ)
     options = parser.parse_args()

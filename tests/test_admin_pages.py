@@ -42,6 +42,15 @@ def test_who_is_locked_out_gets_a_page(client: Client, settings: Any) -> None:
     assert "events/page.css" in answer.content.decode()
 
 
+# --- Menu -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("path", "title"), [("/admin/", "Dashboard"), ("/admin/events/event/", "Events")])
+def test_the_menu_marks_the_current_page_and_no_other(admin_client: Client, path: str, title: str) -> None:
+    groups = admin_client.get(path).context["sidebar_navigation"]
+    assert [item["title"] for group in groups for item in group["items"] if item["active"]] == [title]
+
+
 # --- API keys ---------------------------------------------------------------------------------------------------------
 
 

@@ -93,10 +93,11 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
         *page("Topics", "topic", "topictotal"),
         *page("Sources", "sensors", "sourcetotal"),
     ]
-    elsewhere = [{"title": "Start page", "icon": "home", "link": reverse("index")}]
-    elsewhere += [{"title": "API", "icon": "api", "link": reverse("docs")}]
+    # Never the current page: unfold would mark "/" on every page, because every path begins with it.
+    elsewhere = [{"title": "Start page", "icon": "home", "link": reverse("index"), "active": False}]
+    elsewhere += [{"title": "API", "icon": "api", "link": reverse("docs"), "active": False}]
     if flower := flower_url(request):
-        elsewhere.append({"title": "Flower: tasks", "icon": "local_florist", "link": flower})
+        elsewhere.append({"title": "Flower: tasks", "icon": "local_florist", "link": flower, "active": False})
     people = [
         *page("API keys", "key", "apikey"),
         *page("Users", "person", "user", "auth"),

@@ -16,7 +16,7 @@ from events.models import Batch
 
 
 class Receipt(Struct):
-    """What became of one publish; unique and duplicates are null until it is processed."""
+    """The result of a publish. unique and duplicates are null until it is processed."""
 
     batch_id: int
     status: str
@@ -51,7 +51,7 @@ def receipt(batch: Batch) -> Receipt:
 
 
 class BatchView(GuardedView):
-    """Show what became of one publish."""
+    """Show the receipt of a publish."""
 
     # A publisher may read the receipts of its own publishes, whatever its scope.
     scope = "any"

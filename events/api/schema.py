@@ -30,7 +30,7 @@ def add_types(result: dict[str, Any], generator: Any, request: Any, public: Any)
     }
     for name in ("id", "received_at", "batch_id"):
         types["Event"]["properties"][name]["description"] = (
-            "Ignored, so that what GET /events gave can be published again."
+            "Ignored, so that events from GET /events can be published again."
         )
     types["Error"] = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
     types["PublishError"] = {
@@ -55,7 +55,7 @@ class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
         return [{name: []} for name in self.name]
 
     def get_security_definition(self, auto_schema: Any) -> list[dict[str, Any]]:
-        made = "The operator makes a key with `manage.py apikey create`."
+        made = "The operator creates a key with `manage.py apikey create`."
         return [
             {"type": "apiKey", "in": "header", "name": "Authorization", "description": f"`Api-Key <key>`. {made}"},
             {"type": "http", "scheme": "bearer", "description": f"`Bearer <key>`. {made}"},
@@ -65,10 +65,10 @@ class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
 
 #: What /docs begins with. {service} is the address that the reader came to.
 _INTRODUCTION = """
-Takes events over HTTP, stores each one once, drops and counts the duplicates, and never loses what it has accepted. Two
-events are the same when `topic` and `event_id` are equal; the first one stays as it came.
+Takes events over HTTP, stores each event once, drops and counts the duplicates, and never loses an event that it has
+accepted. Two events are the same when `topic` and `event_id` are equal. The first one is kept as it was sent.
 
-**Publish first.** Run this twice: the first time the event is stored, the second time it is dropped as a duplicate.
+**Start here.** Run this command twice. First the event is stored; then it is dropped as a duplicate.
 
 ```sh
 curl {service}/publish \\
@@ -76,26 +76,26 @@ curl {service}/publish \\
   -d '{{"topic": "hello", "event_id": "evt-1", "source": "curl", "payload": {{"n": 1}}}}'
 ```
 
-**Answers.** `202` means that all of a publish is on disk; it is stored a moment later, and `Location` is its receipt.
-After `4xx` nothing was accepted: `detail` says why, and for events that are not valid `errors` names the event and the
-field.
+**Answers.** `202` means that all events of the publish are on disk. They are stored a moment later; `Location` is the
+address of the receipt. After `4xx` nothing was accepted: `detail` says why, and `errors` names each event and field
+that is not valid.
 
-**Retry** after a lost answer, a time-out, `429` or `503`, when the seconds of `Retry-After` are over, and with the same
-`event_id`: what is stored already is dropped and counted, so a retry can do no harm.
+**Retry** with the same `event_id` after a lost answer or a timeout, and after `429` or `503` when the seconds of
+`Retry-After` are over. A duplicate is dropped and counted, so a retry does no harm.
 
 **Authentication.** {authentication}
 """
 _WITH_KEYS = (
-    "Every call but `/health` and `/health/ready` needs an API key in the header `Authorization: Api-Key <key>`. "
-    "Whoever runs the service makes one in the admin or with `manage.py apikey create`; *Authorize* sends it with the "
-    "calls below."
+    "Every call except `/health` and `/health/ready` needs an API key in the header `Authorization: Api-Key <key>`. "
+    "The operator creates a key in the admin or with `manage.py apikey create`. *Authorize* sends the key with the "
+    "calls on this page."
 )
-_WITHOUT_KEYS = "None: this service asks nobody for an API key. With `REQUIRE_API_KEY=true` it does."
+_WITHOUT_KEYS = "This service requires no API key. With `REQUIRE_API_KEY=true` it does."
 
 _TAGS = {
     "events": "Publish events, and read what is stored.",
-    "books": "What came in and what became of it.",
-    "service": "Whether all is well, and where everything is.",
+    "books": "Statistics and receipts.",
+    "service": "Health, metrics, and the index of addresses.",
 }
 
 
@@ -139,37 +139,37 @@ _ONE = {
     "payload": {"user_id": 123, "email": "test@example.com"},
 }
 _TWO = {"topic": "order.placed", "event_id": "evt-001", "source": "order-service", "payload": {"order_id": 1}}
-_LOCATION = _header("Location", "Where the receipt is.", response=[200, 202])
-_RETRY = _header("Retry-After", "Seconds to wait before the next try.", OpenApiTypes.INT, response=[429, 503])
+_LOCATION = _header("Location", "Address of the receipt.", response=[200, 202])
+_RETRY = _header("Retry-After", "Seconds to wait before a retry.", OpenApiTypes.INT, response=[429, 503])
 
 #: What any call may answer that needs a key and can be throttled.
 _DOORS = {
-    401: _error("No API key where one is needed, two that differ, or one that is unknown or revoked."),
-    403: _error("The API key does not open this."),
-    429: _error("Too many requests; Retry-After says when to come back."),
+    401: _error("The API key is missing, unknown or revoked, or there are two different ones."),
+    403: _error("The API key does not allow this."),
+    429: _error("Too many requests; retry after the seconds in Retry-After."),
 }
 
-_NO_PARAMETERS = _error("There is a parameter in the query, and this address takes none.")
+_NO_PARAMETERS = _error("This address takes no query parameters.")
 
 PUBLISH: dict[str, Any] = {
     "operation_id": "publish",
     "tags": ["events"],
     "summary": "Publish events",
     "description": (
-        'Takes one event, an array of events, or `{"events": [...]}` as `application/json`, or one event a line as '
-        "`application/x-ndjson`, in UTF-8; with `Content-Encoding: gzip` or `zstd` it is decompressed. "
-        "The answer comes when all of them are on disk; "
-        "if one of them is wrong, none is accepted. Publish again after any error or lost answer: an event "
-        "that is stored already is dropped and counted as a duplicate."
+        'The body is one event, an array of events, or `{"events": [...]}` as `application/json`, or one event on each '
+        "line as `application/x-ndjson`, in UTF-8. It may be compressed with `Content-Encoding: gzip` or `zstd`. "
+        "The answer comes when all events are on disk. If one event is not valid, none is accepted. After an error or "
+        "without an answer, publish again: an event that is stored already is dropped and counted as a duplicate."
     ),
     "parameters": [
         _header(
             "Prefer",
-            "`wait=N`: answer with the finished receipt if that takes N seconds at most, N ≤ 30 (RFC 7240).",
+            "`wait=N`: wait up to N seconds, N ≤ 30, and answer with the finished receipt (RFC 7240).",
         ),
         _header(
             "Idempotency-Key",
-            "A name for this publish; a second one with it gets the first one's receipt. Each API key has its own.",
+            "A name for this publish. A retry with the same name and body gets the first answer. Names are separate "
+            "for each API key.",
             {"type": "string", "minLength": 1, "maxLength": 255},
         ),
         _LOCATION,
@@ -188,7 +188,7 @@ PUBLISH: dict[str, Any] = {
                 },
             ]
         },
-        "application/x-ndjson": _ref("Event") | {"description": "One event a line."},
+        "application/x-ndjson": _ref("Event") | {"description": "One event on each line."},
     },
     "examples": [
         OpenApiExample("one event", _ONE, request_only=True),
@@ -207,21 +207,22 @@ PUBLISH: dict[str, Any] = {
                     "batch_id": _COUNT,
                 },
             },
-            "On disk, to be stored in a moment.",
+            "All events are on disk, and are stored in a moment.",
             OpenApiExample("accepted", {"status": "accepted", "received": 2, "queued": 2, "batch_id": 17}),
         ),
-        200: _answer(_ref("Receipt"), "Processed already: asked for with `Prefer: wait`."),
+        200: _answer(_ref("Receipt"), "The finished receipt, after `Prefer: wait`."),
         400: _answer(
-            _ref("PublishError"), "Not events; nothing was accepted. Says what is wrong, where, how to mend it."
+            _ref("PublishError"),
+            "The events are not valid; nothing was accepted. `errors` names the events, fields and mistakes.",
         ),
-        413: _error("Too many events or bytes for one publish."),
+        413: _error("The publish has too many events or bytes."),
         415: _error(
-            "Neither application/json nor application/x-ndjson, not in UTF-8, or compressed with something else than "
-            "gzip or zstd; the header Accept or Accept-Encoding says what is taken."
+            "The body is neither application/json nor application/x-ndjson, it is not in UTF-8, or its compression is "
+            "neither gzip nor zstd. The header Accept or Accept-Encoding names what is accepted."
         ),
-        422: _error("The idempotency key was used before, for another body."),
+        422: _error("The idempotency key belongs to another body."),
         **_DOORS,
-        403: _answer(_ref("PublishError"), "The API key may not publish, or not to a topic of one of the events."),
+        403: _answer(_ref("PublishError"), "The API key may not publish, or not to the topic of one of the events."),
         503: _error("The inbox is full or the database is away; nothing was accepted. See Retry-After."),
     },
 }
@@ -252,39 +253,41 @@ EVENTS: dict[str, Any] = {
     "parameters": [
         _query("topic", "Only events of this topic."),
         _query("source", "Only events of this source."),
-        _query("event_id", "Only events with this id, of whatever topic."),
+        _query("event_id", "Only events with this id, of any topic."),
         _query(
             "batch_id",
-            "Only the events that this publish added.",
+            "Only events that this publish added.",
             {"type": "integer", "minimum": 1, "maximum": 2**63 - 1},
         ),
         _query(
             "since",
-            "Only events accepted at this moment or later. For looking, not for following.",
+            "Only events accepted at this time or later. Not for following.",
             OpenApiTypes.DATETIME,
         ),
-        _query("until", "Only events accepted before this moment.", OpenApiTypes.DATETIME),
+        _query("until", "Only events accepted before this time.", OpenApiTypes.DATETIME),
         OpenApiParameter(
-            "limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, description="Events on a page."
+            "limit",
+            {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+            description="Maximum number of events on a page.",
         ),
-        _query("cursor", "A place in the list, from `next` or `previous`. For following."),
+        _query("cursor", "A position in the list, from `next` or `previous`. For following."),
     ],
     "responses": {
         (200, "application/json"): _PAGE,
-        (200, "application/x-ndjson"): OpenApiResponse(_ref("StoredEvent"), "One event a line."),
-        (200, "text/csv"): OpenApiResponse({"type": "string"}, "One event a row, with a header."),
+        (200, "application/x-ndjson"): OpenApiResponse(_ref("StoredEvent"), "One event on each line."),
+        (200, "text/csv"): OpenApiResponse({"type": "string"}, "One event in each row, with a header."),
         400: _error("A parameter is unknown, wrong or given twice."),
         **_DOORS,
-        406: _error("None of the types in Accept can be given."),
-        503: _error("The database is away, or too many streams are open."),
+        406: _error("The service has none of the types in Accept."),
+        503: _error("The database is away, or too many streams are open. See Retry-After."),
     },
 }
 
 STATS: dict[str, Any] = {
     "operation_id": "stats",
     "tags": ["books"],
-    "summary": "Show what came in and what became of it",
-    "description": "Always: received = unique_processed + duplicate_dropped + pending + failed + discarded.",
+    "summary": "Show the statistics",
+    "description": "At every instant, received = unique_processed + duplicate_dropped + pending + failed + discarded.",
     "responses": {
         200: _answer(
             {
@@ -301,12 +304,12 @@ STATS: dict[str, Any] = {
                     "uptime",
                 ],
                 "properties": {
-                    "received": _COUNT | {"description": "Events accepted."},
-                    "unique_processed": _COUNT | {"description": "Events stored."},
-                    "duplicate_dropped": _COUNT | {"description": "Events dropped: their key was stored already."},
-                    "pending": _COUNT | {"description": "Events on disk that wait to be stored."},
-                    "failed": _COUNT | {"description": "Events of dead letters."},
-                    "discarded": _COUNT | {"description": "Events of dead letters that an operator gave up."},
+                    "received": _COUNT | {"description": "Accepted events."},
+                    "unique_processed": _COUNT | {"description": "Stored events."},
+                    "duplicate_dropped": _COUNT | {"description": "Dropped events: their key was stored already."},
+                    "pending": _COUNT | {"description": "Events in the inbox, on disk, not stored yet."},
+                    "failed": _COUNT | {"description": "Events in dead letters."},
+                    "discarded": _COUNT | {"description": "Events in dead letters that an operator gave up."},
                     "topics": {"type": "array", "items": {"type": "string"}},
                     "by_topic": {
                         "type": "object",
@@ -319,7 +322,7 @@ STATS: dict[str, Any] = {
                     "uptime": _COUNT | {"description": "Seconds since the service started."},
                 },
             },
-            "The books, in one snapshot.",
+            "The statistics, from one snapshot.",
             OpenApiExample(
                 "after a load of 5,000 with 20 % duplicates",
                 {
@@ -344,12 +347,12 @@ STATS: dict[str, Any] = {
 BATCH: dict[str, Any] = {
     "operation_id": "batch",
     "tags": ["books"],
-    "summary": "Show what became of one publish",
+    "summary": "Show the receipt of a publish",
     "responses": {
         200: _answer(_ref("Receipt"), "The receipt."),
         400: _NO_PARAMETERS,
         **_DOORS,
-        404: _error("There is no such publish, or it is none of this API key's."),
+        404: _error("There is no such publish, or this API key may not see it."),
         503: _error("The database is away."),
     },
 }
@@ -357,7 +360,7 @@ BATCH: dict[str, Any] = {
 HEALTH: dict[str, Any] = {
     "operation_id": "health",
     "tags": ["service"],
-    "summary": "Say whether the process answers",
+    "summary": "Check that the process answers",
     "responses": {
         200: _answer(
             {
@@ -365,7 +368,7 @@ HEALTH: dict[str, Any] = {
                 "required": ["status"],
                 "properties": {"status": {"type": "string", "const": "healthy"}},
             },
-            "It does.",
+            "The process answers.",
         ),
     },
 }
@@ -394,24 +397,24 @@ _READY = {
 READY: dict[str, Any] = {
     "operation_id": "ready",
     "tags": ["service"],
-    "summary": "Say whether the service can do its work",
+    "summary": "Check that the service works",
     "description": (
-        "Database, cache, broker, worker and beat, and whether anything has been pending too long. `Accept: text/html` "
-        "gives a page for people. Without beat the service is still ready: it is a warning."
+        "Checks database, cache, broker, worker and beat, and whether a batch has waited too long. `Accept: text/html` "
+        "returns a page for people. Without beat the service is ready, with a warning."
     ),
     "responses": {
-        (200, "application/json"): OpenApiResponse(_READY, "It can."),
-        (200, "text/html"): OpenApiResponse({"type": "string"}, "It can, as a page."),
-        (503, "application/json"): OpenApiResponse(_READY, "It cannot; `down` names what is in the way."),
-        (503, "text/html"): OpenApiResponse({"type": "string"}, "It cannot, as a page."),
-        406: _error("None of the types in Accept can be given."),
+        (200, "application/json"): OpenApiResponse(_READY, "The service is ready."),
+        (200, "text/html"): OpenApiResponse({"type": "string"}, "The service is ready, as a page."),
+        (503, "application/json"): OpenApiResponse(_READY, "The service is not ready; `down` names the reasons."),
+        (503, "text/html"): OpenApiResponse({"type": "string"}, "The service is not ready, as a page."),
+        406: _error("The service has none of the types in Accept."),
     },
 }
 
 METRICS: dict[str, Any] = {
     "operation_id": "metrics",
     "tags": ["service"],
-    "summary": "Show what Prometheus collects",
+    "summary": "Show the metrics for Prometheus",
     "responses": {(200, "text/plain"): OpenApiResponse({"type": "string"}, "Prometheus' text format.")},
 }
 
@@ -420,10 +423,10 @@ INDEX: dict[str, Any] = {
     # Being logged in changes what the page shows, not whether it is there.
     "auth": [],
     "tags": ["service"],
-    "summary": "Show where everything is",
+    "summary": "Show the start page or the index of addresses",
     "description": (
-        "`Accept: text/html`, as browsers send it, gives the start page; anything else, also curl's `*/*`, this index. "
-        "It is open to everybody, also where API keys are required."
+        "`Accept: text/html`, as browsers send it, returns the start page. Everything else, also curl's `*/*`, returns "
+        "the index as JSON. The index needs no API key."
     ),
     "responses": {
         (200, "application/json"): _answer(
@@ -435,15 +438,15 @@ INDEX: dict[str, Any] = {
                     "version": {"type": "string"},
                     "authentication": {
                         "type": ["string", "null"],
-                        "description": "The header to send with every call; null where no key is needed.",
+                        "description": "The header to send with every call, or null if no key is needed.",
                     },
                     "links": {"type": "object", "additionalProperties": {"type": "string", "format": "uri"}},
                 },
             },
             "The index.",
         ),
-        (200, "text/html"): OpenApiResponse({"type": "string"}, "The start page, or how to log in."),
-        406: _error("None of the types in Accept can be given."),
+        (200, "text/html"): OpenApiResponse({"type": "string"}, "The start page, or a page that says how to log in."),
+        406: _error("The service has none of the types in Accept."),
         429: _DOORS[429],
     },
 }

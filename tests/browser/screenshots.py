@@ -11,6 +11,10 @@ from tests.browser.chromium import executable, launch
 from tests.browser.service import ROOT, Service, running
 
 WIDE, NARROW = 1440, 390
+#: Pixels of height at which a page ends where its content does: the whole menu; the figures, on a phone.
+HEIGHTS = {WIDE: 800, NARROW: 826}
+#: Where the sidebar is hidden, so that a picture that is shown small can be read.
+WITHOUT_SIDEBAR = {"width": 1100, "height": 570}
 
 
 def history(data: Path, *arguments: str) -> None:
@@ -24,7 +28,7 @@ def history(data: Path, *arguments: str) -> None:
 
 def logged_in(browser: Browser, service: Service, width: int, theme: str) -> Page:
     context = browser.new_context(
-        viewport={"width": width, "height": 760 if width == WIDE else 844},
+        viewport={"width": width, "height": HEIGHTS[width]},
         color_scheme="dark" if theme == "dark" else "light",
         reduced_motion="reduce",
     )
@@ -35,6 +39,15 @@ def logged_in(browser: Browser, service: Service, width: int, theme: str) -> Pag
     page.click("button[type=submit]")
     page.wait_for_selector("#dashboard")
     return page
+
+
+def show_usual_port(page: Page, service: Service) -> None:
+    """Shows the commands of a page as they are where the service runs on its usual port."""
+    page.evaluate(
+        "(address) => document.querySelectorAll('pre').forEach((command) => {"
+        " command.innerHTML = command.innerHTML.replaceAll(address, 'http://127.0.0.1:8080'); })",
+        service.url,
+    )
 
 
 def first_link(page: Page, address: str, selector: str) -> str:
@@ -55,8 +68,9 @@ def take(folder: Path, *, everything: bool) -> None:
         page.screenshot(path=folder / "dashboard-light.png")
         page.goto(f"{service.url}/")
         expect(page.locator("#verdict")).to_have_text("All is well")
+        show_usual_port(page, service)
         page.screenshot(path=folder / "start.png", full_page=True)
-        page.set_viewport_size({"width": WIDE, "height": 760})
+        page.set_viewport_size({"width": WIDE, "height": HEIGHTS[WIDE]})
         history(service.data, "--dead-letter")
         admin = f"{service.url}/admin"
         event = first_link(page, f"{admin}/events/event/?topic=order.placed", "#result_list a.key")
@@ -78,9 +92,7 @@ def take(folder: Path, *, everything: bool) -> None:
         }
         chosen = {
             "dashboard-dark-phone": ("dashboard", NARROW, "dark"),
-            "events": ("events", WIDE, "light"),
             "duplicate": ("duplicate", WIDE, "light"),
-            "dead-letter": ("dead-letter", WIDE, "light"),
         }
         if everything:
             chosen = {
@@ -97,7 +109,10 @@ def take(folder: Path, *, everything: bool) -> None:
             page.goto(f"{service.url}{pages[which]}")
             page.wait_for_load_state("networkidle")
             page.evaluate("document.fonts.ready")
+            if name == "duplicate":
+                page.set_viewport_size(WITHOUT_SIDEBAR)
             page.screenshot(path=folder / f"{name}.png", full_page=everything)
+            page.set_viewport_size({"width": width, "height": HEIGHTS[width]})
         browser.close()
 
 

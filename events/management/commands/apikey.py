@@ -19,23 +19,23 @@ SCOPES = ("publish", "read", "erase")
 
 
 class Command(BaseCommand):
-    help = "Make, list and revoke API keys."
+    help = "Create, list and revoke API keys."
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-        create = actions.add_parser("create", help="make a key and show it, once")
-        create.add_argument("name", help="what it is for")
-        create.add_argument("scopes", nargs="+", choices=SCOPES, help="what it opens")
+        create = actions.add_parser("create", help="create a key and show it once")
+        create.add_argument("name", help="a name that says what the key is for")
+        create.add_argument("scopes", nargs="+", choices=SCOPES, help="what the key allows")
         create.add_argument(
             "--topic",
             action="append",
             default=[],
             dest="topics",
             metavar="BEGINNING",
-            help="open only topics that begin with this; can be given several times",
+            help="allow only topics that begin with this; repeat the option for several",
         )
         actions.add_parser("list", help="list all keys")
-        revoke = actions.add_parser("revoke", help="close keys for good")
+        revoke = actions.add_parser("revoke", help="revoke keys; this cannot be undone")
         revoke.add_argument("prefixes", nargs="+", metavar="PREFIX", help="the first 8 characters of the key")
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -11,7 +11,7 @@ from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Recount everything and set the two sides of each invariant beside each other. Exit code 1 if one fails."
+    help = "Count all rows again and check that the counters are right. The exit code is 1 if they are not."
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

@@ -11,10 +11,10 @@ from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Copy the SQLite database into a new file while the service runs, as it is at this instant, and check it."
+    help = "Copy the SQLite database to a new file, as one snapshot, and check the copy. The service may run."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("file", type=Path, help="the file to make")
+        parser.add_argument("file", type=Path, help="the new file")
 
     def handle(self, *args: Any, file: Path, **options: Any) -> None:
         try:

@@ -43,7 +43,7 @@ class StackEnded(Exception):
 
 
 class Command(BaseCommand):
-    help = "Run the whole service in a temporary folder, publish 5,000 events with 20 % duplicates, check the books."
+    help = "Run the service in a temporary folder, publish 5,000 events with 20 % duplicates, and check the counters."
     # It runs on settings of its own, whatever this environment says.
     requires_system_checks = ()
 

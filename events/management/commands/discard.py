@@ -9,10 +9,10 @@ from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Give dead letters up: their events count as discarded and are not tried again. `replay` brings them back."
+    help = "Give dead letters up: their events are not stored and count as discarded. `replay` brings them back."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("batches", nargs="+", type=int, metavar="ID", help="number of a failed batch")
+        parser.add_argument("batches", nargs="+", type=int, metavar="ID", help="number of a dead letter")
 
     def handle(self, *args: Any, **options: Any) -> None:
         done = discard(options["batches"])

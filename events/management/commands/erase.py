@@ -10,7 +10,7 @@ from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Erase the payload of an event wherever it is kept. Its key stays, so that a retry is still a duplicate."
+    help = "Erase the payload of an event everywhere. Its key stays, so a retry is still a duplicate."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--topic", required=True, help="topic of the event")

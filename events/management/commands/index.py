@@ -11,11 +11,11 @@ from events.payload_search import PREFIX, InvalidPath
 
 
 class Command(BaseCommand):
-    help = "Make an index for searching by a value in the payload, list those there are, or remove one."
+    help = "Create an index for searches by a payload field, list the indexes, or remove one."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("path", nargs="?", help="the value that is searched by, such as payload.user.id")
-        parser.add_argument("--drop", action="store_true", help="remove the index of the path")
+        parser.add_argument("path", nargs="?", help="the payload field, such as payload.user.id; if left out, list all")
+        parser.add_argument("--drop", action="store_true", help="remove the index of this path")
 
     def handle(self, *args: Any, **options: Any) -> None:
         given = options["path"]

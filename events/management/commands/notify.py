@@ -10,7 +10,7 @@ from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Send a test message to NOTIFY_URL, which is told when something needs an operator."
+    help = "Send a test message to NOTIFY_URL, the webhook for alerts."
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not settings.NOTIFY_URL:

@@ -16,7 +16,7 @@ from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Migrate the database, and make the user `admin` on the first start and print its password."
+    help = "Migrate the database. On the first start, create the user `admin` and print its password."
 
     # exit_on_errors() says the same in a line a mistake.
     requires_system_checks = ()

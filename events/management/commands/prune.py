@@ -14,7 +14,7 @@ PROGRESS_SECONDS = 5
 
 
 class Command(BaseCommand):
-    help = "Take away what is older than the *_DAYS settings say, in slices, while the service goes on."
+    help = "Delete what is older than the *_DAYS settings allow, in small steps. The service may run."
 
     def handle(self, *args: Any, **options: Any) -> None:
         gone: dict[str, int] = {}

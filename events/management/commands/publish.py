@@ -14,7 +14,7 @@ from publisher.options import add_options
 
 
 class Command(BaseCommand):
-    help = "Publish made-up events to a running service and check that all of them are accounted for."
+    help = "Publish generated events to a running service, and check that it counts all of them."
     # It speaks HTTP to a service that may be anywhere; this machine's settings and database do not matter.
     requires_system_checks = ()
 

@@ -9,11 +9,11 @@ from events.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Put dead letters back into the inbox, with all their attempts before them."
+    help = "Put dead letters back into the inbox. All attempts are available again."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("batches", nargs="*", type=int, metavar="ID", help="number of a failed or discarded batch")
-        parser.add_argument("--all", action="store_true", help="every dead letter; none that was discarded")
+        parser.add_argument("--all", action="store_true", help="replay all dead letters, but not discarded ones")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if bool(options["batches"]) == options["all"]:

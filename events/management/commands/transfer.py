@@ -23,8 +23,8 @@ TARGET = "target"
 
 class Command(BaseCommand):
     help = (
-        "Copy everything from SQLite into PostgreSQL and prove that the books are the same. Stop the service first. "
-        "If it is interrupted, run it again: it goes on where it was. The source is only read."
+        "Copy everything from SQLite to PostgreSQL, and compare the counters of both. Stop the service first. "
+        "After an interruption, run it again: it continues. It only reads the source."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

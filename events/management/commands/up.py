@@ -23,7 +23,7 @@ from events.management.commands.prepare import create_admin, prepare_database
 
 
 class Command(BaseCommand):
-    help = "Run the whole service in the foreground: broker, web, worker with beat, Flower. Ctrl-C stops it."
+    help = "Run the whole service in this terminal: broker, web, worker with beat, Flower. Ctrl-C stops it."
     # exit_on_errors() says the same in a line a mistake.
     requires_system_checks = ()
 
