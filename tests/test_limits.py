@@ -1,6 +1,7 @@
 """Slow, large and broken requests against a real gunicorn: none of them holds a thread that others need."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -352,6 +353,39 @@ def test_a_connection_is_kept(server: Server) -> None:
             answer = client.post(f"{server.url}/publish", json=event())
             assert answer.status_code == 202
             assert "close" not in answer.headers.get("Connection", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        pytest.param(b"POST /publish", 415, id="a type that is not taken"),
+        pytest.param(b"POST /nowhere", 404, id="no such address"),
+        pytest.param(b"PUT /publish", 405, id="no such method"),
+        pytest.param(b"GET /stats", 200, id="a body that nobody reads"),
+    ],
+)
+def test_a_connection_is_kept_when_the_view_has_not_read_the_body(server: Server, line: bytes, refused: int) -> None:
+    headers = b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answers = re.findall(rb"HTTP/1\.1 (\d+) ", server.say(line + headers, last))
+    assert [int(answer) for answer in answers] == [refused, 200]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(HEAD + b"Content-Length: 2000001\r\n\r\n[", id="its length is announced"),
+        pytest.param(
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n1e8481\r\n" + b" " * 2_000_001, id="it comes in chunks"
+        ),
+    ],
+)
+def test_the_answer_to_a_body_of_which_more_may_come_says_that_the_connection_ends(
+    server: Server, request_: bytes
+) -> None:
+    told = server.say(request_)
+    assert status(told) == 413
+    assert b"\r\nConnection: close\r\n" in told
 
 
 def test_who_leaves_in_the_middle_of_a_body_has_published_nothing(server: Server) -> None:
