@@ -435,7 +435,7 @@ def test_an_export_that_head_asks_for_is_not_put_together() -> None:
 def test_half_the_threads_may_stream_and_the_next_one_is_asked_to_wait(settings: Settings) -> None:
     half = max(1, settings.WEB_THREADS // 2)
     listing._streams = threading.BoundedSemaphore(half)
-    streams = [listing.Stream(iter([])) for _ in range(half)]
+    streams = [listing.Stream(iter([]), may_go_on=lambda: True) for _ in range(half)]
 
     def ask(**headers: str) -> Any:
         return Client().get("/events", headers=headers)
@@ -451,4 +451,4 @@ def test_half_the_threads_may_stream_and_the_next_one_is_asked_to_wait(settings:
     assert ask(Accept="application/x-ndjson").status_code == 503
     # One that nobody began to read.
     streams.clear()
-    assert listing.Stream(iter([]))
+    assert listing.Stream(iter([]), may_go_on=lambda: True)
