@@ -412,7 +412,7 @@ METRICS: dict[str, Any] = {
     "operation_id": "metrics",
     "tags": ["service"],
     "summary": "Show what Prometheus collects",
-    "responses": {(200, "text/plain"): OpenApiResponse({"type": "string"}, "Prometheus' text format.")},
+    "responses": {(200, "text/plain"): OpenApiResponse({"type": "string"}, "Prometheus' text format."), **_DOORS},
 }
 
 INDEX: dict[str, Any] = {
