@@ -269,6 +269,10 @@ class Parser(RequestParser):
     def put(self, arriving: Arriving) -> None:
         """What the next thread gets."""
         self.mesg = arriving.head
+        if not arriving.whole:
+            # The rest of a body that is refused may still come, and is no request. The answer says that the connection
+            # ends (RFC 9112 section 9.6), or a client would send its next request into it.
+            self.mesg.force_close()
         # Cuts what it has room for beyond the body, so that reading all of it copies nothing.
         arriving.body.getvalue()
         arriving.body.seek(0)
@@ -402,9 +406,9 @@ class GatheringWorker(ThreadWorker):
             self._worked_on += size
             super().enqueue_req(self._queue.popleft())
 
-    def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
-        # Of a body that was refused the rest may come, and is no request.
-        return keepalive and self._handed[conn].whole
+    def _keepalive_after(self, _conn: TConn, keepalive: bool) -> bool:
+        # gthread would read from the socket what the view left of a body; here all of it has been read.
+        return keepalive
 
     def finish_request(self, conn: TConn, fs: Any) -> None:
         """A thread is done: what gthread does, but nobody waits here for a client to close its end."""

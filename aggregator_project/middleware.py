@@ -26,13 +26,22 @@ START_PAGE = "/"
 
 #: What load balancers ask, most of them by the address of a host or container, which no setting can foresee.
 PROBES = ("/health", "/health/ready")
+#: What Prometheus asks, by the address of each pod or container that it has found.
+METRICS = "/metrics"
 
 
 class CommonButForProbes(CommonMiddleware):
-    """Which host names the service answers to, slashes, Content-Length. Probes may use any name."""
+    """Which host names the service answers to, slashes, Content-Length. Probes may use any name.
+
+    So may Prometheus with a key. Without keys the name has to be right: a page of a stranger, whose name leads to this
+    machine (DNS rebinding), could have a browser read the metrics.
+    """
 
     def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
-        return None if request.path_info in PROBES else super().process_request(request)
+        path = request.path_info
+        if path in PROBES or (path == METRICS and settings.REQUIRE_API_KEY):
+            return None
+        return super().process_request(request)
 
 
 class AdminOnly:

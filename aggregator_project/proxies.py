@@ -105,7 +105,11 @@ class TrustedProxies:
             if not self._trusts(address):
                 break
             depth += 1
-        scheme = schemes[max(0, len(schemes) - 1 - depth)] if schemes else None
+        # A proxy that says no address may have added its scheme all the same, and of one list nobody knows how many of
+        # them are trusted. The first one counts: who made it up misleads nobody but himself about his connection, and
+        # without it a client of the outermost proxy would be sent to https for ever.
+        outermost = max(0, len(schemes) - 1 - depth) if said else 0
+        scheme = schemes[outermost] if schemes else None
         return Caller(caller, scheme, readable)
 
     def _trusts(self, address: Address) -> bool:

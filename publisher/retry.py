@@ -95,7 +95,7 @@ def retry_after_seconds(value: str, *, now: datetime) -> float:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if date.tzinfo is None:  # "-0000" is UTC without a place; HTTP-dates are always UTC
         date = date.replace(tzinfo=UTC)

@@ -265,6 +265,7 @@ def test_retry_after_is_waited_for(service: Service, client: Client, time: Time)
         ("Tue, 21 Oct 2025 14:30:30 -0000", 30.0),
         ("Tue, 21 Oct 2025 14:00:00 GMT", 0.0),
         ("soon", 0.0),
+        ("Tue, 21 Oct 2025 14:30:30 +99999999999999999999", 0.0),
         ("", 0.0),
     ],
 )

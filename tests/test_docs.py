@@ -105,6 +105,11 @@ def test_every_schema_is_one() -> None:
             assert validator(content["schema"]).is_valid(object()) in (True, False), where
 
 
+@pytest.mark.parametrize("path", ["/events", "/stats", "/batches/{batch_id}", "/metrics"])
+def test_what_a_key_opens_says_how_it_refuses(path: str) -> None:
+    assert {"401", "403", "429"} <= document()["paths"][path]["get"]["responses"].keys()
+
+
 def test_every_call_has_a_name_a_summary_and_a_tag() -> None:
     for method, path, operation in operations():
         assert operation["operationId"], (method, path)

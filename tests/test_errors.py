@@ -15,6 +15,7 @@ from django.test import Client, RequestFactory
 from pytest_django import Settings
 
 from aggregator_project.logs import STRANGERS_PAUSE_SECONDS, OnceInAWhile, logging_config
+from events import keys
 from events.api import errors
 from events.api.curl import curl_line
 from tests.server import Server, serving
@@ -44,6 +45,8 @@ def detail(answer: Any) -> str:
         ("PUT", "/publish", 405, "/publish"),
         ("POST", "/stats", 405, "/publish"),
         ("DELETE", "/health", 405, "/health"),
+        ("DELETE", "/health", 405, "DELETE does nothing here, GET and HEAD do. "),
+        ("GET", "/publish", 405, "GET does nothing here, POST does. "),
         ("GET", "/events?" + "&".join(f"a{n}" for n in range(1001)), 400, "more than 1,000 parameters"),
     ],
 )
@@ -67,6 +70,26 @@ def test_load_balancers_ask_by_whatever_name_they_have(client: Client, path: str
     assert answer.status_code in (200, 503)
     assert "status" in answer.json()
     assert int(answer["Content-Length"]) == len(answer.content)
+
+
+def test_a_mistake_of_theirs_is_told_by_whatever_name_too(client: Client) -> None:
+    answer = client.post("/health", headers={"Host": "10.1.2.3:8080"})
+    assert answer.status_code == 405
+    assert "This works: curl http://127.0.0.1:" in detail(answer)
+
+
+def test_prometheus_asks_by_whatever_name_it_has_found_with_a_key(client: Client, settings: Settings) -> None:
+    settings.REQUIRE_API_KEY = True
+    _, key = keys.create("prometheus", may_publish=False, may_read=True)
+    by_address = {"Host": "10.1.2.3:8080"}
+    assert client.get("/metrics", headers=by_address | {"X-API-Key": key}).status_code == 200
+    refused = client.get("/metrics", headers=by_address)
+    assert refused.status_code == 401
+    assert "An API key is needed" in detail(refused)
+
+
+def test_where_no_key_is_needed_metrics_are_for_the_right_name_only(client: Client) -> None:
+    assert client.get("/metrics", headers={"Host": "evil.example"}).status_code == 400
 
 
 @pytest.mark.parametrize(

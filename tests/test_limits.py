@@ -1,6 +1,7 @@
 """Slow, large and broken requests against a real gunicorn: none of them holds a thread that others need."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -354,6 +355,39 @@ def test_a_connection_is_kept(server: Server) -> None:
             assert "close" not in answer.headers.get("Connection", "")
 
 
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        pytest.param(b"POST /publish", 415, id="a type that is not taken"),
+        pytest.param(b"POST /nowhere", 404, id="no such address"),
+        pytest.param(b"PUT /publish", 405, id="no such method"),
+        pytest.param(b"GET /stats", 200, id="a body that nobody reads"),
+    ],
+)
+def test_a_connection_is_kept_when_the_view_has_not_read_the_body(server: Server, line: bytes, refused: int) -> None:
+    headers = b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answers = re.findall(rb"HTTP/1\.1 (\d+) ", server.say(line + headers, last))
+    assert [int(answer) for answer in answers] == [refused, 200]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(HEAD + b"Content-Length: 2000001\r\n\r\n[", id="its length is announced"),
+        pytest.param(
+            HEAD + b"Transfer-Encoding: chunked\r\n\r\n1e8481\r\n" + b" " * 2_000_001, id="it comes in chunks"
+        ),
+    ],
+)
+def test_the_answer_to_a_body_of_which_more_may_come_says_that_the_connection_ends(
+    server: Server, request_: bytes
+) -> None:
+    told = server.say(request_)
+    assert status(told) == 413
+    assert b"\r\nConnection: close\r\n" in told
+
+
 def test_who_leaves_in_the_middle_of_a_body_has_published_nothing(server: Server) -> None:
     before = httpx.get(f"{server.url}/stats").json()["received"]
     with server.connect() as opened:
@@ -401,7 +435,7 @@ def test_an_export_that_head_asks_for_is_not_put_together() -> None:
 def test_half_the_threads_may_stream_and_the_next_one_is_asked_to_wait(settings: Settings) -> None:
     half = max(1, settings.WEB_THREADS // 2)
     listing._streams = threading.BoundedSemaphore(half)
-    streams = [listing.Stream(iter([])) for _ in range(half)]
+    streams = [listing.Stream(iter([]), may_go_on=lambda: True) for _ in range(half)]
 
     def ask(**headers: str) -> Any:
         return Client().get("/events", headers=headers)
@@ -417,4 +451,4 @@ def test_half_the_threads_may_stream_and_the_next_one_is_asked_to_wait(settings:
     assert ask(Accept="application/x-ndjson").status_code == 503
     # One that nobody began to read.
     streams.clear()
-    assert listing.Stream(iter([]))
+    assert listing.Stream(iter([]), may_go_on=lambda: True)

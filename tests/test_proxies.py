@@ -259,6 +259,12 @@ def test_of_several_schemes_the_outermost_trusted_proxys_counts(
         assert scheme(behind(settings), FORWARDED=elements) == found
 
 
+@pytest.mark.parametrize(("proto", "found"), [("https,http", "https"), ("http, https", "http")])
+def test_where_no_proxy_says_an_address_the_first_scheme_counts(settings: Settings, proto: str, found: str) -> None:
+    assert scheme(behind(settings), X_FORWARDED_PROTO=proto) == found
+    assert scheme(behind(settings), "192.0.2.9", X_FORWARDED_PROTO=proto) == "http"
+
+
 @pytest.mark.parametrize(("one", "other"), [("https", "http"), ("http", "https")])
 def test_schemes_that_differ_are_not_https(settings: Settings, one: str, other: str) -> None:
     headers = {"X_FORWARDED_FOR": "192.0.2.1", "X_FORWARDED_PROTO": one, "FORWARDED": f"for=192.0.2.1;proto={other}"}

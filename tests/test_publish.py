@@ -323,7 +323,9 @@ def test_a_frame_that_asks_for_a_larger_window_than_http_allows_is_a_400(publish
     options = {zstd.CompressionParameter.window_log: 24, zstd.CompressionParameter.content_size_flag: 0}
     compressor = zstd.ZstdCompressor(options=options)
     body = compressor.compress(ONE, mode=zstd.ZstdCompressor.FLUSH_BLOCK) + compressor.flush()
-    assert publish(body, **{"Content-Encoding": "zstd"}).status_code == 400
+    answer = publish(body, **{"Content-Encoding": "zstd"})
+    assert answer.status_code == 400
+    assert "a window of more than 8 MiB" in answer.json()["detail"]
 
 
 @coding

@@ -109,6 +109,12 @@ def decompress(body: bytes, coding: str, *, limit: int) -> bytes | None:
             if not room:
                 return None
     except (zlib.error, zstd.ZstdError) as error:
+        # zstd has a number for it, which Python does not pass on.
+        if "too much memory" in str(error):
+            raise BrokenStream(
+                f"has a zstd frame with a window of more than {2**ZSTD_WINDOW_LOG // 2**20} MiB: "
+                "compress it at level 19 or below, and not with --long"
+            ) from None
         raise BrokenStream(f"{_not_a(coding, members)}: {error}") from None
     if decompressor is None or not decompressor.eof:
         raise BrokenStream(f"{_not_a(coding, members)}: it ended early")

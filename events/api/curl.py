@@ -3,6 +3,7 @@
 import shlex
 
 from django.conf import settings
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.urls import reverse
 
@@ -20,7 +21,12 @@ def curl_line(request: HttpRequest, path: str, *, method: str = "GET") -> str:
     Returns:
         The line. Nothing in it is obeyed by a shell, whatever stands in the path.
     """
-    parts = ["curl", shlex.quote(request.build_absolute_uri(path))]
+    try:
+        address = request.build_absolute_uri(path)
+    except DisallowedHost:
+        # A probe may call the service by any name; this one leads to it from the same machine.
+        address = f"http://127.0.0.1:{settings.PORT}{path}"
+    parts = ["curl", shlex.quote(address)]
     if settings.REQUIRE_API_KEY:
         parts.append("-H 'Authorization: Api-Key <key>'")
     if path == reverse("publish"):

@@ -74,7 +74,8 @@ def _other_method(request: HttpRequest, view: APIView) -> str:
     # Who posts means to publish, wherever that is.
     path = reverse("publish") if request.method == "POST" else request.path
     line = curl_line(request, path, method=allowed[0])
-    return f"{request.method} does nothing here, {' and '.join(allowed)} does. This works: {line}"
+    do = "does" if len(allowed) == 1 else "do"
+    return f"{request.method} does nothing here, {' and '.join(allowed)} {do}. This works: {line}"
 
 
 def _suspicious(error: Exception) -> tuple[str, int]:

@@ -415,7 +415,7 @@ METRICS: dict[str, Any] = {
     "operation_id": "metrics",
     "tags": ["service"],
     "summary": "Show the metrics for Prometheus",
-    "responses": {(200, "text/plain"): OpenApiResponse({"type": "string"}, "Prometheus' text format.")},
+    "responses": {(200, "text/plain"): OpenApiResponse({"type": "string"}, "Prometheus' text format."), **_DOORS},
 }
 
 INDEX: dict[str, Any] = {
