@@ -92,6 +92,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
         *page("Batches", "inbox", "batch"),
         *page("Topics", "topic", "topictotal"),
         *page("Sources", "sensors", "sourcetotal"),
+        *page("Erasures", "ink_eraser", "erasure"),
     ]
     elsewhere = [{"title": "Start page", "icon": "home", "link": reverse("index")}]
     elsewhere += [{"title": "API", "icon": "api", "link": reverse("docs")}]
