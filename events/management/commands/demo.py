@@ -102,6 +102,8 @@ def environment_for(folder: Path, *, port: int, flower_port: int) -> dict[str, s
         "PORT": str(port),
         "FLOWER_PORT": str(flower_port),
         "LOG_FORMAT": "console",
+        # Where `up` leaves word of it (running.py): other commands must not find the demo.
+        "XDG_RUNTIME_DIR": str(folder.parent),
     }
 
 
