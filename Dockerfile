@@ -36,7 +36,6 @@ COPY --from=build /app /app
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    MALLOC_MMAP_THRESHOLD_=1048576 \
     DATA_DIR=/app/data \
     BIND=0.0.0.0
 WORKDIR /app

@@ -24,7 +24,7 @@ def main() -> None:
         # One that is away, full, or may not be written is for the operator, who has no use for our stack.
         if "--traceback" in sys.argv:
             raise
-        sys.exit(f"The database cannot be used: {error}")
+        sys.exit(f"The database cannot be used: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

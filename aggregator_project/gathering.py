@@ -50,8 +50,8 @@ LARGEST_TRAILERS = 8 * 1024
 LEAVING_SECONDS = 2
 #: Bytes that a process holds of requests which are not answered yet; small ones, up to LARGEST_HEAD, pass beyond it.
 MOST_HELD = 64 * 1024 * 1024
-#: Bytes of large requests that threads work on at a time; the next ones wait. Work on a body takes several times its
-#: size. One request passes, however large.
+#: Bytes of large requests that have threads at a time; the next ones wait here. One request passes, however large. What
+#: work on them takes is bounded in events/memory.py, by waiting: this keeps some threads from waiting there.
 MOST_WORKED_ON = 20 * 1024 * 1024
 #: Bytes that a read takes at most: what other clients have to wait for.
 READ_SIZE = 256 * 1024

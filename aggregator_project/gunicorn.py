@@ -1,6 +1,5 @@
 """gunicorn's configuration: `gunicorn -c python:aggregator_project.gunicorn aggregator_project.wsgi`."""
 
-import ctypes
 import gc
 import logging
 import os
@@ -35,8 +34,6 @@ MOST_CONNECTIONS = 800
 #: Files that a process may have open besides: 16 of its own to begin with, and for each thread up to four of SQLite's,
 #: the cache and the broker. With 40 busy clients it had 40 of them.
 OTHER_FILES = 60 + 8 * settings.WEB_THREADS
-#: Bytes from which on a block of memory goes back to the system as soon as it is free.
-LARGE_BLOCK = 1024 * 1024
 
 
 def connections_within_limit() -> int:
@@ -57,18 +54,6 @@ def connections_within_limit() -> int:
         return MOST_CONNECTIONS
     # With fewer than twice the threads nobody could be kept; what goes beyond the limit then waits, see gathering.py.
     return max(soft - OTHER_FILES, 2 * settings.WEB_THREADS)
-
-
-def give_back_large_blocks() -> None:
-    """Has glibc return what large bodies took when they are done with.
-
-    On its own it raises the size from which it does so to that of the largest block so far, and after the first body of
-    10 MiB keeps them all, in pieces that fit no other: 80 to 200 MB a process.
-    """
-    m_mmap_threshold = -3  # from <malloc.h>
-    # Other C libraries have no such function, and other habits.
-    with suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, LARGE_BLOCK)
 
 
 bind = f"[{settings.BIND}]:{settings.PORT}" if ":" in settings.BIND else f"{settings.BIND}:{settings.PORT}"
@@ -106,9 +91,6 @@ logger_class = Log
 # gunicorn listens for its own command line on a socket in the home folder; nothing here uses it.
 control_socket_disable = True
 proc_name = "aggregator-web"
-
-
-give_back_large_blocks()
 
 
 def when_ready(_server: "Arbiter") -> None:

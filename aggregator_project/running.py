@@ -26,10 +26,15 @@ DATABASE_FILE = "aggregator.sqlite3"
 #: Locked by `up`, and by the supervisor that it becomes, for as long as the service runs.
 LOCK_FILE = Path("run") / "up.lock"
 
-#: Commands that act on an installation, and make none.
+#: Commands of ours that make an installation, or speak HTTP to one. All others act on one, and make none.
+NOT_ACTING = {"demo", "prepare", "publish", "up"}
+
+#: Commands that act on an installation: ours, and those of Django and of django-axes that need its rows.
 ACTING = {
-    *("apikey", "audit", "backup", "discard", "notify", "prune", "replay", "transfer"),
-    *("axes_reset", "changepassword", "createsuperuser", "dbshell", "shell"),
+    *({path.stem for path in (BASE_DIR / "events/management/commands").glob("[a-z]*.py")} - NOT_ACTING),
+    *("axes_list_attempts", "axes_reset", "axes_reset_ip", "axes_reset_username", "axes_reset_logs"),
+    *("changepassword", "clearsessions", "createsuperuser", "dbshell", "dumpdata", "flush", "inspectdb", "loaddata"),
+    *("shell", "showmigrations"),
 }
 
 
@@ -114,13 +119,15 @@ def choose_service(command: str, arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         return
     if command == "publish":
-        services = running_services()
-        if len(services) == 1:
-            os.environ.setdefault("AGGREGATOR_URL", services[0].url)
+        # It needs an address, and no folder: whoever gives one has said which service is meant.
+        if os.environ.get("AGGREGATOR_URL") or any(argument.startswith("--url") for argument in arguments):
+            return
+        if service := _chosen(running_services(), "manage.py publish --url http://…"):
+            os.environ["AGGREGATOR_URL"] = service.url
         return
     if command not in ACTING or (os.environ.get("DATABASE_URL") and not os.environ.get("DATA_DIR")):
         return
-    chosen = _chosen(running_services(), command)
+    chosen = _chosen(running_services(), f"DATA_DIR=… manage.py {command}")
     if chosen:
         for name, value in chosen.variables.items():
             os.environ.setdefault(name, value)
@@ -135,15 +142,17 @@ def choose_service(command: str, arguments: Sequence[str]) -> None:
     print(f"Acting on {what}.", file=sys.stderr)  # noqa: T201 (Django's streams are not there yet)
 
 
-def _chosen(services: Sequence[Service], command: str) -> Service | None:
+def _chosen(services: Sequence[Service], example: str) -> Service | None:
     if wanted := os.environ.get("DATA_DIR"):
         return next((service for service in services if Path(service.data_dir) == Path(wanted).absolute()), None)
     if len(services) > 1:
         there = ", ".join(f"{service.data_dir} ({service.url})" for service in services)
-        sys.exit(f"Several services run: {there}. Say which one is meant: DATA_DIR=… manage.py {command}")
+        sys.exit(f"Several services run: {there}. Say which one is meant: {example}")
     return services[0] if services else None
 
 
 def _folder() -> Path:
-    place = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    # cron and sudo start commands without the variable.
+    of_user = Path(f"/run/user/{os.getuid()}")
+    place = os.environ.get("XDG_RUNTIME_DIR") or (of_user if of_user.is_dir() else tempfile.gettempdir())
     return Path(place) / f"event-aggregator-{os.getuid()}"

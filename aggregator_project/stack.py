@@ -31,10 +31,6 @@ OPTIONS = (
 #: within gunicorn's graceful_timeout. The broker follows when the others are gone, and all of it takes less than 10.
 STOP_SECONDS = 8
 BROKER_STOP_SECONDS = 1
-
-#: Bytes from which on glibc gives memory back to the kernel at once; without a fixed size it keeps in each thread what
-#: large bodies took. Eight of 10 MiB at once made a web process of 310 MB instead of 510. The Dockerfile has it too.
-MMAP_THRESHOLD_BYTES = 1024 * 1024
 #: Seconds after which a part counts as started. One that dies earlier is started again after a pause that grows.
 START_SECONDS = 2
 
@@ -196,7 +192,7 @@ def _configuration(parts: Sequence[Part]) -> RawConfigParser:
     for part in parts:
         configuration[f"program:{part.name}"] = {
             "command": _escaped(shlex.join(tethered(part.command))),
-            "environment": f'PART="{part.name}",MALLOC_MMAP_THRESHOLD_="{MMAP_THRESHOLD_BYTES}"',
+            "environment": f'PART="{part.name}"',
             "priority": str(part.priority),
             "autorestart": "true",
             "startsecs": str(START_SECONDS),

@@ -9,6 +9,7 @@ class EventsConfig(AppConfig):
 
     def ready(self) -> None:
         from aggregator_project import reporting
-        from events import checks  # noqa: F401  (registers the system checks)
+        from events import checks, memory  # noqa: F401  (checks registers the system checks)
 
+        memory.return_large_blocks()
         reporting.start()

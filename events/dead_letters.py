@@ -41,14 +41,19 @@ def replay(batches: Collection[int] | None = None) -> list[int]:
     return chosen
 
 
-def discard(batches: Collection[int]) -> list[int]:
+def discard(batches: Collection[int] | None = None) -> list[int]:
     """Gives dead letters up: their events count as discarded and are not tried again.
+
+    Args:
+        batches: their numbers; None is every dead letter.
 
     Returns:
         The numbers of those that were dead letters and are discarded now, in ascending order.
     """
+    dead = Batch.objects.filter(processed_at=None, status=Batch.Status.FAILED)
+    if batches is not None:
+        dead = dead.filter(pk__in=batches)
     with writing():
-        dead = Batch.objects.filter(pk__in=batches, processed_at=None, status=Batch.Status.FAILED)
         chosen = list(dead.order_by("pk").values_list("pk", flat=True).select_for_update())
         for some in _slices(chosen):
             Batch.objects.filter(pk__in=some).update(status=Batch.Status.DISCARDED)

@@ -16,10 +16,10 @@ from django.db.models import Min, Q, QuerySet, Sum
 from django.utils import timezone
 
 from events import metrics, tracing, wire
+from events.memory import drop_connection_after
 from events.models import ApiKey, Batch
 from events.origin import request_id
 from events.turn import turn
-from events.writes import forget_large_write
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class GroupCommit:
         for waiting in group:
             waiting.error = error
             waiting.done = True
-        forget_large_write(sum(waiting.batch.size for waiting in group))
+        drop_connection_after(sum(waiting.batch.size for waiting in group))
 
     def _gathered(self) -> list[_Waiting]:
         # One at a time: whoever is appended meanwhile is either in this group or left for the next.

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from django.db import connection
 
-from events.memory import one_large_at_a_time
+from events.memory import drop_connection_after, one_large_at_a_time
 from events.models import Event
 
 # Payloads are read as bytes: a single character beyond ASCII makes a text of Python two or four times as large.
@@ -70,7 +70,9 @@ def _read_by_size(ids: Sequence[int], most: int) -> tuple[dict[int, bytes], bool
     with one_large_at_a_time(total), connection.cursor() as cursor:
         cursor.cursor.adapters.register_loader("text", _undecoded())
         cursor.execute(_OF_THESE, [chosen])
-        return {pk: payload for pk, payload in cursor if payload}, cut
+        payloads = {pk: payload for pk, payload in cursor if payload}
+    drop_connection_after(total)
+    return payloads, cut
 
 
 @cache

@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count, F, Model, Sum
+from django.db.models import Count, F, QuerySet, Sum
 from django.utils import timezone
 
 from events import horizon
@@ -29,6 +29,9 @@ SLICE_SECONDS = 0.03
 #: million, disks differ by a factor of a hundred.
 FIRST_SLICE_ROWS = 100
 LARGEST_SLICE_ROWS = 5_000
+#: Seconds after which counting rows of one kind for a dry run stops, and rows that are counted at first.
+COUNT_SECONDS = 2.0
+FIRST_COUNT_ROWS = 50_000
 #: Seconds between two slices in which waiting writers get their turn.
 PAUSE_SECONDS = 0.02
 #: Days that rows per minute stay. The charts go back one day; a week more compares it with the same day a week ago.
@@ -41,6 +44,15 @@ class Slice:
 
     kind: str
     rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Rows of one kind that are old enough to go; `all` is False where time was up before they were counted."""
+
+    kind: str
+    rows: int
+    all: bool
 
 
 #: Takes away at most so many rows that are older than a moment, in the caller's transaction. Returns how many went;
@@ -74,16 +86,71 @@ def prune() -> Iterator[Slice]:
             time.sleep(PAUSE_SECONDS)
 
 
+def would_go() -> Iterator[Due]:
+    """Counts what prune() would take away now. It only reads, and counts each kind for about COUNT_SECONDS at most."""
+    now = timezone.now()
+    pruned = Pruned.objects.filter(pk=1).first() or Pruned()
+    expired_through = pruned.expired_through
+    if settings.EVENT_RETENTION_DAYS:
+        listed = _settled(Event.objects.filter(id__gt=expired_through))
+        count, last, complete = _count_oldest(listed, now - timedelta(days=settings.EVENT_RETENTION_DAYS))
+        # Their keys may be old enough as well.
+        expired_through = last or expired_through
+        yield Due("events expired", count, complete)
+    if settings.DEDUP_RETENTION_DAYS:
+        expired = Event.objects.filter(id__lte=expired_through)
+        count, _, complete = _count_oldest(expired, now - timedelta(days=settings.DEDUP_RETENTION_DAYS))
+        yield Due("keys removed", count, complete)
+    for kind, days, rows, moment in _rows_with_a_moment():
+        if days is not None:
+            old = rows.filter(**{f"{moment}__lt": now - timedelta(days=days)}).order_by(moment)
+            yield Due(kind, *_count(old))
+
+
+def _count_oldest(events: QuerySet[Event], before: datetime) -> tuple[int, int, bool]:
+    """How many events would go, the number of the last of them, and whether these are all."""
+    until = time.monotonic() + COUNT_SECONDS
+    count = last = 0
+    while True:
+        some = _oldest(events.filter(id__gt=last), before, LARGEST_SLICE_ROWS)
+        count += len(some)
+        last = some[-1][0] if some else last
+        complete = len(some) < LARGEST_SLICE_ROWS
+        if complete or time.monotonic() > until:
+            return count, last, complete
+
+
+def _count(rows: QuerySet[Any]) -> tuple[int, bool]:
+    """How many rows there are, and whether these are all."""
+    until = time.monotonic() + COUNT_SECONDS
+    most = FIRST_COUNT_ROWS
+    while True:
+        # The database stops counting at the limit, so that no look takes longer than twice the one before.
+        count = rows[:most].count()
+        if count < most or time.monotonic() > until:
+            return count, count < most
+        most *= 2
+
+
 def _steps() -> Iterable[tuple[str, int | None, Step]]:
     """What is taken away, after how many days (None: never), and by what."""
     yield "events expired", settings.EVENT_RETENTION_DAYS or None, _expire
     yield "keys removed", settings.DEDUP_RETENTION_DAYS or None, _remove_keys
     yield "batches removed", settings.BATCH_RETENTION_DAYS or None, _remove_batches
-    # The log is off at 0, and then nothing of it is kept.
-    yield "duplicates removed", settings.DUPLICATE_LOG_DAYS, _remover(Duplicate, "received_at")
-    yield "minutes removed", MINUTES_DAYS, _remover(Minute, "minute")
-    yield "minutes of topics removed", MINUTES_DAYS, _remover(TopicMinute, "minute")
-    yield "minutes of delays removed", MINUTES_DAYS, _remover(Delay, "minute")
+    for kind, days, rows, moment in _rows_with_a_moment()[1:]:
+        yield kind, days, _remover(rows, moment)
+
+
+def _rows_with_a_moment() -> Sequence[tuple[str, int | None, QuerySet[Any], str]]:
+    """What goes by the moment in one of its columns: batches first, then what nothing else counts."""
+    return [
+        ("batches removed", settings.BATCH_RETENTION_DAYS or None, Batch.objects.all(), "processed_at"),
+        # The log is off at 0, and then nothing of it is kept.
+        ("duplicates removed", settings.DUPLICATE_LOG_DAYS, Duplicate.objects.all(), "received_at"),
+        ("minutes removed", MINUTES_DAYS, Minute.objects.all(), "minute"),
+        ("minutes of topics removed", MINUTES_DAYS, TopicMinute.objects.all(), "minute"),
+        ("minutes of delays removed", MINUTES_DAYS, Delay.objects.all(), "minute"),
+    ]
 
 
 def _row() -> Pruned:
@@ -94,18 +161,20 @@ def _row() -> Pruned:
 
 def _expire(before: datetime, size: int, pruned: Pruned) -> int:
     """Takes the payloads of the oldest events that are listed, and with that takes them off the list."""
-    listed = Event.objects.filter(id__gt=pruned.expired_through)
-    # Nothing may appear below what has expired: it would never be listed.
-    if (settled := horizon.settled()) is not None:
-        listed = listed.filter(id__lte=settled)
-    gone = _oldest(listed, before, size)
+    gone = _oldest(_settled(Event.objects.filter(id__gt=pruned.expired_through)), before, size)
     if gone:
         last = gone[-1][0]
         Event.objects.filter(id__gt=pruned.expired_through, id__lte=last).update(payload="")
         pruned.expired_through = last
         pruned.save(update_fields=["expired_through"])
-        _count("expired", gone)
+        _count_topics("expired", gone)
     return len(gone)
+
+
+def _settled(events: QuerySet[Event]) -> QuerySet[Event]:
+    # Nothing may appear below what has expired: it would never be listed.
+    settled = horizon.settled()
+    return events if settled is None else events.filter(id__lte=settled)
 
 
 def _remove_keys(before: datetime, size: int, pruned: Pruned) -> int:
@@ -113,7 +182,7 @@ def _remove_keys(before: datetime, size: int, pruned: Pruned) -> int:
     gone = _oldest(Event.objects.filter(id__lte=pruned.expired_through), before, size)
     if gone:
         Event.objects.filter(id__lte=gone[-1][0]).delete()
-        _count("removed", gone)
+        _count_topics("removed", gone)
     return len(gone)
 
 
@@ -123,7 +192,7 @@ def _oldest(events: Any, before: datetime, size: int) -> list[tuple[int, str]]:
     return [(pk, topic) for pk, topic, _ in takewhile(lambda row: row[2] < before, rows)]
 
 
-def _count(counter: str, gone: Sequence[tuple[int, str]]) -> None:
+def _count_topics(counter: str, gone: Sequence[tuple[int, str]]) -> None:
     counts = Counter(topic for _, topic in gone)
     # In the order in which the drain adds to them, the database's, so that the two cannot deadlock each other.
     list(TopicTotal.objects.filter(topic__in=counts).order_by("topic").select_for_update())
@@ -144,10 +213,10 @@ def _remove_batches(before: datetime, size: int, pruned: Pruned) -> int:
     return int(sums["batches"])
 
 
-def _remover(model: type[Model], moment: str) -> Step:
+def _remover(rows: QuerySet[Any], moment: str) -> Step:
     def remove(before: datetime, size: int, pruned: Pruned) -> int:
-        rows = model._default_manager.filter(**{f"{moment}__lt": before}).order_by(moment)
-        gone, _ = model._default_manager.filter(pk__in=list(rows.values_list("pk", flat=True)[:size])).delete()
+        oldest = rows.filter(**{f"{moment}__lt": before}).order_by(moment).values_list("pk", flat=True)[:size]
+        gone, _ = rows.filter(pk__in=list(oldest)).delete()
         return gone
 
     return remove

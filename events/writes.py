@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from django.db import DEFAULT_DB_ALIAS, connections, models
+from django.db import connections, models
 from django.db.models import F, Value
 from django.db.models.functions import Greatest
 from django.db.models.sql import InsertQuery, UpdateQuery
@@ -29,24 +29,6 @@ def _compiled_once(function: _Function) -> _Function:
 
 class Prepared(list[Sequence[Any]]):
     """Rows as the database driver takes them."""
-
-
-#: Bytes of a write after which its connection is not kept. Opening another one costs a millisecond, writing them tens.
-LARGE_WRITE = 1024 * 1024
-
-
-def forget_large_write(size: int) -> None:
-    """Closes this thread's connection to SQLite after a large write outside of a transaction.
-
-    Python keeps a connection's last 128 statements, and SQLite keeps what was bound to each: of every thread that wrote
-    large bodies the last ones would stay in memory, once for each number of rows.
-
-    Args:
-        size: bytes that were written.
-    """
-    connection = connections[DEFAULT_DB_ALIAS]
-    if size > LARGE_WRITE and connection.vendor == "sqlite" and not connection.in_atomic_block:
-        connection.close()
 
 
 class ManyRowsQuerySet(models.QuerySet[Any]):
@@ -79,7 +61,9 @@ class ManyRowsQuerySet(models.QuerySet[Any]):
         self, sql: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> list[tuple[Any, ...]]:
         values = [value for row in self._prepared(columns, rows) for value in row]
-        with connections[self.db].cursor() as cursor:
+        connection = connections[self.db]
+        cursor = records.binding_cursor(connection) if connection.vendor == "postgresql" else connection.cursor()
+        with cursor:
             cursor.execute(sql, values)
             return list(cursor.fetchall())
 

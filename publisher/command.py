@@ -58,7 +58,10 @@ def _publish(options: Namespace, console: Console) -> int:
 
     with Client(options.url, api_key=options.api_key) as client:
         say(console, f"Waiting up to {options.wait:g} s for {client.url} to be healthy.")
-        client.wait_until_healthy(options.wait)
+        try:
+            client.wait_until_healthy(options.wait)
+        except ServiceUnavailable as error:
+            raise ServiceUnavailable(f"{error}; --url names another address") from None
         before = _books(client)
         if not before:
             say(console, "This API key has no scope read, so the result is not checked against /stats.", style="yellow")

@@ -268,6 +268,32 @@ def test_payloads_are_compared_without_regard_to_the_order_of_keys() -> None:
     assert any("12345678901234567890.10" in (line.left or "") for line in lines)
 
 
+def beside(left: str, right: str) -> list[tuple[str | None, str | None]]:
+    """The lines that differ, as they stand beside each other."""
+    differing = [line for line in compare(left, right) or [] if not line.same]
+    return [(line.left and line.left.strip(), line.right and line.right.strip()) for line in differing]
+
+
+def test_what_differs_stands_beside_the_value_of_the_same_name() -> None:
+    assert beside('{"a": 1, "b": 2}', '{"a2": 5, "b": 3, "c": 4}') == [
+        ('"a": 1,', None),
+        (None, '"a2": 5,'),
+        ('"b": 2', '"b": 3,'),
+        (None, '"c": 4'),
+    ]
+    assert beside('{"a": {"x": 1}}', '{"a": 3}') == [('"a": {', '"a": 3'), ('"x": 1', None), ("}", None)]
+
+
+def test_elements_of_a_list_stand_beside_each_other_by_their_place() -> None:
+    assert beside("[1, 2, 3]", "[1, 5, 6]") == [("2,", "5,"), ("3", "6")]
+
+
+def test_a_comma_behind_it_is_no_difference() -> None:
+    assert beside('{"a": 1}', '{"a": 1, "b": 2}') == [(None, '"b": 2')]
+    # This one is in the text.
+    assert beside('{"a": "x,"}', '{"a": "x"}') == [('"a": "x,"', '"a": "x"')]
+
+
 def test_payloads_too_long_to_compare_are_shown_one_after_the_other() -> None:
     long = json.dumps(list(range(2000)))
     assert compare(f'{{"a": {long}}}', '{"a": 1}') is None

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command, get_commands, load_command_class
+from django.db import OperationalError, connection
 
 from events.management.base import DJANGOS_OPTIONS, BaseCommand
 
@@ -44,11 +46,32 @@ def test_help_lists_the_commands_own_options(name: str) -> None:
     ],
 )
 def test_a_mistake_is_one_line_that_begins_with_the_cause(arguments: list[str], cause: str, tmp_path: Path) -> None:
+    (tmp_path / "aggregator.sqlite3").touch()
     ended = run(*arguments, folder=tmp_path)
     assert ended.returncode == 2
-    [line] = ended.stderr.splitlines()
+    [line] = [line for line in ended.stderr.splitlines() if not line.startswith("Acting on ")]
     assert line.startswith(cause)
     assert "--help" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["apikey", "list"], ["audit"], ["discard", "--all"], ["prune"], ["prune", "--dry-run"], ["replay", "--all"]),
+        *(["erase", "--topic", "t", "--event-id", "1"], ["index"]),
+    ],
+    ids=" ".join,
+)
+def test_an_error_of_the_database_is_one_line(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OperationalError("connection failed: refused\n\tIs the server running?\n")
+
+    monkeypatch.setattr(connection, "ensure_connection", refuse)
+    monkeypatch.setattr(connection, "cursor", refuse)
+    with pytest.raises(CommandError) as raised:
+        call_command(*arguments)
+    assert "refused Is the server running?" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_called_from_code_a_mistake_is_an_exception() -> None:

@@ -83,17 +83,22 @@ def test_pending_and_processed_batches_are_left_alone(
 
 def test_the_command_replays_what_it_is_told_and_says_what_it_could_not(dead: list[int]) -> None:
     out = StringIO()
-    with pytest.raises(CommandError, match="Neither failed nor discarded: 999"):
+    with pytest.raises(CommandError, match="Neither a dead letter nor discarded: 999"):
         call_command("replay", str(dead[0]), "999", stdout=out)
     assert out.getvalue() == f"Pending again: {dead[0]}\n"
     call_command("replay", "--all", stdout=out)
     assert books().pending == 4
 
 
-@pytest.mark.parametrize("arguments", [[], ["--all", "1"]])
-def test_the_command_to_replay_wants_numbers_or_all_of_them(arguments: list[str]) -> None:
-    with pytest.raises(CommandError, match="--all"):
-        call_command("replay", *arguments)
+@pytest.mark.parametrize("command", ["replay", "discard"])
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [([], "Give the numbers of the dead letters, or --all"), (["1", "--all"], "Give numbers or --all, not both")],
+)
+def test_the_commands_want_either_numbers_or_all(command: str, arguments: list[str], cause: str) -> None:
+    with pytest.raises(CommandError, match=cause) as raised:
+        call_command(command, *arguments)
+    assert raised.value.returncode == 2
 
 
 def test_the_command_discards(dead: list[int]) -> None:
@@ -101,5 +106,15 @@ def test_the_command_discards(dead: list[int]) -> None:
     call_command("discard", *map(str, dead), stdout=out)
     assert out.getvalue() == f"Discarded: {dead[0]}, {dead[1]}\n"
     assert books().discarded == 4
-    with pytest.raises(CommandError, match="No dead letters"):
+    with pytest.raises(CommandError, match="Not a dead letter: 999"):
         call_command("discard", "999", stdout=out)
+
+
+def test_the_command_discards_all_dead_letters_and_nothing_else(dead: list[int], publish: Publish) -> None:
+    waiting = publish(event("waits")).json()["batch_id"]
+    out = StringIO()
+    call_command("discard", "--all", stdout=out)
+    assert out.getvalue() == f"Discarded: {dead[0]}, {dead[1]}\n"
+    assert Batch.objects.get(pk=waiting).status == "pending"
+    call_command("discard", "--all", stdout=out)
+    assert out.getvalue().endswith("Discarded: none\n")

@@ -20,7 +20,7 @@ from django.db import OperationalError, close_old_connections, connection
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 
-from events import inbox, store
+from events import inbox, memory, store
 from events.api import body as bodies
 from events.api import publish as publishing
 from events.api.content_coding import decompress
@@ -376,7 +376,7 @@ def test_as_many_lines_as_the_limit_are_accepted(publish: Publish, settings: Any
 def occupied(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Lock]:
     """The turn of large bodies, taken by somebody else."""
     lock = threading.Lock()
-    monkeypatch.setattr(bodies, "_turn", lock)
+    monkeypatch.setattr(memory, "_working", lock)
     monkeypatch.setattr(bodies, "TURN_SECONDS", 0.001)
     with lock:
         yield lock
@@ -408,7 +408,7 @@ def test_a_small_body_waits_for_nobody(publish: Publish, occupied: threading.Loc
 def test_a_large_body_gives_its_turn_back(tail: bytes, publish: Publish) -> None:
     for _ in range(2):
         assert publish(**large("identity") | {"body": large("identity")["body"] + tail}).status_code in (202, 400)
-    assert not bodies._turn.locked()
+    assert not memory._working.locked()
 
 
 @pytest.mark.parametrize("body", [ONE, ONE + b"x"], ids=["accepted", "refused"])

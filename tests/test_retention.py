@@ -375,3 +375,52 @@ def test_the_books_are_exact_whatever_is_published_drained_and_pruned_in_whateve
         assert not Event.objects.exists()
         assert not Batch.objects.exists()
         transaction.set_rollback(True)
+
+
+# --- A dry run --------------------------------------------------------------------------------------------------------
+
+
+def dry_run() -> list[str]:
+    out = StringIO()
+    call_command("prune", "--dry-run", stdout=out)
+    return out.getvalue().splitlines()
+
+
+def test_a_dry_run_says_what_prune_then_takes_away(drain: Drain) -> None:
+    stored(drain, "1", "2", days=41)
+    stored(drain, "1", days=31)
+    stored(drain, "3", days=11)
+    stored(drain, "4", days=1)
+    said = dry_run()
+    assert said[:4] == [
+        "3 events would be expired",
+        "2 keys would be removed",
+        "2 batches would be removed",
+        "1 duplicates would be removed",
+    ]
+    gone = pruned()
+    assert said == [
+        f"{rows} {kind.replace(' expired', ' would be expired').replace(' removed', ' would be removed')}"
+        for kind, rows in gone.items()
+    ]
+    assert dry_run() == ["Nothing is old enough."]
+
+
+def test_a_dry_run_only_reads(drain: Drain) -> None:
+    stored(drain, "1", days=41)
+    with CaptureQueriesContext(connection) as queries:
+        dry_run()
+    assert queries.captured_queries
+    assert {query["sql"].split()[0] for query in queries.captured_queries} == {"SELECT"}
+    assert Event.objects.exclude(payload="").count() == 1
+
+
+def test_a_dry_run_stops_counting_when_its_time_is_up(drain: Drain, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(drain, "1", "2", "3", days=41)
+    Batch.objects.update(processed_at=days_ago(41))
+    monkeypatch.setattr(retention, "LARGEST_SLICE_ROWS", 2)
+    monkeypatch.setattr(retention, "FIRST_COUNT_ROWS", 1)
+    monkeypatch.setattr(retention, "COUNT_SECONDS", -1)
+    said = dry_run()
+    assert said[0] == "at least 2 events would be expired"
+    assert "at least 1 batches would be removed" in said

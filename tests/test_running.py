@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.core.management import get_commands
 
 from aggregator_project import running
 from aggregator_project.running import Service
+from events.management.commands import demo
 
 ROOT = settings.BASE_DIR
 
@@ -106,7 +108,10 @@ def test_several_services_have_to_be_told_apart(tmp_path: Path) -> None:
         ["apikey", "create", "a", "read"],
         ["audit"],
         ["replay", "--all"],
-        ["discard", "1"],
+        ["discard", "--all"],
+        ["erase", "--topic", "t", "--event-id", "1"],
+        ["index", "payload.user_id"],
+        ["showmigrations"],
         ["prune"],
         ["backup", "copy"],
         ["transfer", "--to", "postgres://nobody@127.0.0.1:1/x"],
@@ -132,6 +137,32 @@ def test_a_command_that_only_looks_makes_no_folder(arguments: list[str], tmp_pat
     folder = tmp_path / "nowhere"
     assert manage(*arguments, DATA_DIR=str(folder)).returncode == 0
     assert not folder.exists()
+
+
+def test_no_command_of_ours_is_forgotten() -> None:
+    ours = {name for name, app in get_commands().items() if app == "events"}
+    assert ours - running.ACTING == running.NOT_ACTING
+
+
+def test_a_demo_is_not_found_by_other_commands(tmp_path: Path) -> None:
+    environment = demo.environment_for(tmp_path / "data", port=1, flower_port=2)
+    assert environment["XDG_RUNTIME_DIR"] == str(tmp_path) != os.environ["XDG_RUNTIME_DIR"]
+
+
+def test_publish_wants_to_know_which_of_several_services(tmp_path: Path) -> None:
+    with runs(tmp_path / "a"), runs(tmp_path / "b", "http://127.0.0.1:9001"):
+        ended = manage("publish", "--wait", "0.01")
+        assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (1, "", 1)
+        assert "manage.py publish --url" in ended.stderr
+        assert "http://127.0.0.1:1" in manage("publish", "--wait", "0.01", "--url", "http://127.0.0.1:1").stdout
+
+
+def test_publish_to_nothing_says_where_it_looked_and_how_to_name_another(tmp_path: Path) -> None:
+    ended = manage("publish", "--wait", "0.01", AGGREGATOR_URL="http://127.0.0.1:1")
+    assert ended.returncode == 1
+    line = ended.stdout.splitlines()[-1]
+    assert line.startswith("Cannot go on: http://127.0.0.1:1 is not healthy")
+    assert line.endswith("--url names another address")
 
 
 def test_publish_goes_to_the_service_that_runs(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """A worker stays below its limit of memory, whatever is published at the default limits."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +10,11 @@ from django.utils import timezone
 
 from events import wire
 from events.models import Batch, Duplicate, Event
+from tests.memory import WORKER_MB, measured, peak_mb
 from tests.test_in_flight import environment
 from tests.test_store import stored_as_published
 
-pytestmark = [
-    pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system has no /proc to read the peak from"),
-]
-
-#: What operations.md promises of a worker process.
-LIMIT_MB = 300
+pytestmark = [pytest.mark.django_db(transaction=True), measured]
 
 #: Runs the worker's task until nothing is due, and says how much memory that took at most.
 _WORKER = """
@@ -55,7 +49,7 @@ def publish(*payloads: bytes, first: int = 0) -> None:
     stored_as_published(wire.encode(events), len(events))
 
 
-def peak(folder: Path) -> float:
+def peak(folder: Path) -> int:
     """The most memory in MB that a worker takes to store what is pending."""
     ended = subprocess.run(
         [sys.executable, "-c", _WORKER],
@@ -68,9 +62,7 @@ def peak(folder: Path) -> float:
     )
     assert ended.returncode == 0, ended.stderr
     assert not Batch.objects.exclude(status="processed").exists()
-    found = re.search(r"VmHWM:\s+(\d+) kB", ended.stdout)
-    assert found
-    return int(found[1]) / 1000
+    return peak_mb(ended.stdout)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +79,13 @@ def peak(folder: Path) -> float:
 def test_large_publishes(payloads: list[bytes], tmp_path: Path) -> None:
     publish(*payloads)
     publish(*payloads)
-    assert peak(tmp_path) < LIMIT_MB
+    assert peak(tmp_path) < WORKER_MB
 
 
 def test_a_full_inbox_of_large_publishes(tmp_path: Path) -> None:
     for number in range(5):
         publish(payload("x"), first=number)
-    assert peak(tmp_path) < LIMIT_MB
+    assert peak(tmp_path) < WORKER_MB
 
 
 def test_a_small_publish_of_the_keys_of_large_events(tmp_path: Path) -> None:
@@ -109,12 +101,12 @@ def test_a_small_publish_of_the_keys_of_large_events(tmp_path: Path) -> None:
             batch_id=0,
         )
     publish(*[b"{}"] * 25)
-    assert peak(tmp_path) < LIMIT_MB
+    assert peak(tmp_path) < WORKER_MB
     assert Duplicate.objects.filter(payload_differs=True).count() == 25
 
 
 def test_a_publish_that_differs_in_a_letter_from_a_large_event(tmp_path: Path) -> None:
     publish(lists(name="a"))
     publish(lists(name="b"))
-    assert peak(tmp_path) < LIMIT_MB
+    assert peak(tmp_path) < WORKER_MB
     assert Duplicate.objects.get().payload_differs

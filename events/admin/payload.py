@@ -31,6 +31,9 @@ COMPARED_LINES = 1_000
 #: A string, also one that is cut off; a bracket, comma or colon; a number or word.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
+#: The beginning of a line of JSON that says whose value follows.
+_NAME = re.compile(r'\s*(?:"(?:[^"\\]|\\.)*+":)?')
+
 _formatter = HtmlFormatter(nowrap=True)
 _sorted = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
@@ -129,15 +132,34 @@ def compare(left: str, right: str) -> list[Line] | None:
     if len(one) + len(other) > COMPARED_LINES:
         return None
     lines: list[Line] = []
-    for _, first, last, begin, end in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        for index in range(max(last - first, end - begin)):
-            lines.append(
-                Line(
-                    one[first + index] if first + index < last else None,
-                    other[begin + index] if begin + index < end else None,
-                )
-            )
+    # Without the comma: a member that has become the last one is the same member.
+    bare, other_bare = [line.rstrip(",") for line in one], [line.rstrip(",") for line in other]
+    for tag, first, last, begin, end in SequenceMatcher(None, bare, other_bare, autojunk=False).get_opcodes():
+        if tag == "equal":
+            lines += [Line(line, line) for line in one[first:last]]
+        else:
+            lines += _paired_by_name(one[first:last], other[begin:end])
     return lines
+
+
+def _paired_by_name(left: list[str], right: list[str]) -> list[Line]:
+    """Lines that differ: those of the same member beside each other, and what has no counterpart by itself."""
+    names, others = [_member(line) for line in left], [_member(line) for line in right]
+    lines: list[Line] = []
+    for tag, first, last, begin, end in SequenceMatcher(None, names, others, autojunk=False).get_opcodes():
+        if tag == "equal":
+            lines += map(Line, left[first:last], right[begin:end])
+        else:
+            lines += [Line(line, None) for line in left[first:last]]
+            lines += [Line(None, line) for line in right[begin:end]]
+    return lines
+
+
+def _member(line: str) -> str:
+    """Indent and name of a member; of an element of a list, which has no name, the indent alone."""
+    found = _NAME.match(line)
+    assert found is not None  # noqa: S101 (it matches every line)
+    return found[0]
 
 
 def _lines(raw: str) -> list[str]:

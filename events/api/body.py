@@ -1,7 +1,6 @@
 """Reads the body of a publish within its limits: what of it is JSON, decompressed, for events/wire.py to decode."""
 
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from rest_framework.request import Request
 
 from events import wire
 from events.api.content_coding import CODINGS, BrokenStream, UnknownCoding, coding_of, decompress
+from events.memory import LARGE_BYTES, one_large_at_a_time
 
-#: Bytes from which on bodies take turns.
-LARGE_BYTES = 1024 * 1024
 #: Seconds that a large body waits for its turn: longer than a few of them take, shorter than a client waits.
 TURN_SECONDS = 10.0
 
@@ -26,17 +24,11 @@ TURN_SECONDS = 10.0
 _DECODERS = {"application/json": wire.decode, "application/x-ndjson": wire.decode_lines}
 _FOREIGN_CHARSET = re.compile(r"charset=(?!\"?(utf-?8|us-ascii)\b)", re.IGNORECASE)
 
-_turn = threading.Lock()
-
 
 class BodyTooLarge(APIException):
     """413: the body is larger than the limit."""
 
     status_code = 413
-
-
-class Busy(Exception):
-    """Other large bodies were before this one for longer than it may wait; try again later."""
 
 
 class UnsupportedBody(UnsupportedMediaType):
@@ -103,12 +95,11 @@ class BodyParser(BaseParser):
 def published_events(request: Request) -> Iterator[list[wire.Event]]:
     """The events of a publish, for as long as they are needed.
 
-    What is made of a body is several times its size. So large ones take turns within a process, from their decoding
-    until they are on disk, and it stays within its memory however many are sent at once (operations.md, Limits).
+    Of the large ones a process works on one at a time, from its decoding until it is on disk.
 
     Raises:
         BodyTooLarge, UnsupportedBody, ValidationError, events.wire.Refused, events.wire.TooMany: see their texts.
-        Busy: its turn did not come in time.
+        events.memory.Busy: its turn did not come in time.
     """
     given: Any = request.data
     # DRF does not ask the parser about an empty body.
@@ -118,15 +109,11 @@ def published_events(request: Request) -> Iterator[list[wire.Event]]:
         if plain is not None:
             yield _decode(plain, body.media_type)
             return
-        if not _turn.acquire(timeout=TURN_SECONDS):
-            raise Busy
-        try:
+        with one_large_at_a_time(LARGE_BYTES, timeout=TURN_SECONDS):
             plain = _plain(body, limit=settings.PUBLISH_MAX_BYTES)
             if plain is None:
                 raise _too_large()
             yield _decode(plain, body.media_type)
-        finally:
-            _turn.release()
     finally:
         body.sent = b""
 

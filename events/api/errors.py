@@ -15,7 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.views import exception_handler as drf_exception_handler
 
-from events import inbox, wire
+from events import inbox, memory, wire
 from events.api import body
 from events.api.curl import curl_line
 from events.api.doors import ForeignTopics
@@ -50,7 +50,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
             return _unavailable("The database does not answer; nothing was accepted. Try again later.", "database")
         case body.UnsupportedBody():
             return Response({"detail": str(error.detail)}, status=415, headers=error.headers)
-        case body.Busy():
+        case memory.Busy():
             return _unavailable(
                 "Too many large bodies came at once; nothing was accepted. Publish again later.", "busy"
             )

@@ -1,6 +1,6 @@
 """Fills a service's database with events, duplicates and a dead letter of 10 MiB each, and logs somebody in.
 
-Run by test_memory.py through `manage.py shell`, in the service's environment. Prints the cookie of the session.
+Run by test_readers_memory.py through `manage.py shell`, in the service's environment. Prints the cookie of the session.
 """
 
 import sys

@@ -18,6 +18,13 @@ RING = (
 )
 
 
+def ask(folder: Path, url: str) -> "subprocess.CompletedProcess[str]":
+    """Runs RING on an installation whose broker is at the URL."""
+    folder.mkdir()
+    (folder / "aggregator.sqlite3").touch()
+    return manage(folder, "shell", "-v", "0", "-c", RING, CELERY_BROKER_URL=url)
+
+
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
@@ -49,13 +56,13 @@ def port(tmp_path: Path, certificate: Path) -> Iterator[int]:
 )
 def test_redis_over_tls(tmp_path: Path, certificate: Path, port: int, query: str, said: str) -> None:
     url = f"rediss://:pw@localhost:{port}/0{query.format(ca=certificate)}"
-    done = manage(tmp_path / "data", "shell", "-v", "0", "-c", RING, CELERY_BROKER_URL=url)
+    done = ask(tmp_path / "data", url)
     assert done.stdout.strip() == said, done.stderr
 
 
 def test_rabbitmq_over_tls_looks_at_the_certificate(tmp_path: Path, port: int) -> None:
     """There is no RabbitMQ behind it: the handshake comes first."""
     url = f"amqps://guest:guest@localhost:{port}//"
-    done = manage(tmp_path / "data", "shell", "-v", "0", "-c", RING, CELERY_BROKER_URL=url)
+    done = ask(tmp_path / "data", url)
     assert done.stdout.strip() == "False False"
     assert "CERTIFICATE_VERIFY_FAILED" in done.stderr

@@ -7,7 +7,7 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError
 
 from events.backup import NotCopied, back_up
-from events.management.base import BaseCommand
+from events.management.base import BaseCommand, one_line
 
 
 class Command(BaseCommand):
@@ -20,5 +20,5 @@ class Command(BaseCommand):
         try:
             size = back_up(file)
         except (NotCopied, DatabaseError) as error:
-            raise CommandError(str(error)) from None
+            raise CommandError(one_line(error)) from None
         self.stdout.write(f"{file}: {size / 1e6:,.1f} MB, complete and checked.")

@@ -6,7 +6,7 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, connection
 
 from events import payload_search
-from events.management.base import BaseCommand
+from events.management.base import BaseCommand, one_line
 from events.payload_search import PREFIX, InvalidCondition
 
 
@@ -40,5 +40,5 @@ class Command(BaseCommand):
         try:
             made = payload_search.create_index(path)
         except DatabaseError as error:
-            raise CommandError(f"The index of {name} could not be made: {error}") from None
+            raise CommandError(f"The index of {name} could not be made: {one_line(error)}") from None
         self.stdout.write(f"{name} has an index now." if made else f"{name} has an index already.")

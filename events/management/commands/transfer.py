@@ -14,7 +14,7 @@ from django.db import DatabaseError, connection, connections
 from aggregator_project.environment import Environment
 from events import payload_search
 from events.audit import audit
-from events.management.base import BaseCommand
+from events.management.base import BaseCommand, one_line
 from events.payload_search import PREFIX
 from events.stats import Books, books
 from events.transfer import Changed, NotOurs, transfer
@@ -56,7 +56,9 @@ class Command(BaseCommand):
                     "The source was written to meanwhile. Stop the service, empty the target, and run it again."
                 ) from None
             except DatabaseError as error:
-                raise CommandError(f"{error} Run it again when that is mended: it goes on where it was.") from None
+                raise CommandError(
+                    f"{one_line(error)} Run it again when that is mended: it goes on where it was."
+                ) from None
 
     def _transfer(self) -> None:
         call_command("migrate", database=TARGET, verbosity=0, interactive=False)

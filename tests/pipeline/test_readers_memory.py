@@ -1,23 +1,19 @@
 """A web process stays below its ceiling, whatever is asked of it: measured on a real one with payloads of 10 MiB."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from django.conf import settings
 
+from tests.memory import WEB_MB, measured, peak_mb_of
 from tests.server import Server, serving
 
 pytestmark = pytest.mark.slow
 
-#: Megabytes that a web process may have in memory at any time; in operations.md, under Limits.
-CEILING = 400
 EVENTS = 60
 #: Requests at a time: every thread of both processes has one.
 READERS = 16
@@ -64,16 +60,15 @@ def session(server: Server) -> str:
 
 
 def peaks(server: Server) -> list[int]:
-    """Megabytes that each web process had in memory at most since it began (VmHWM)."""
-    status = [Path(f"/proc/{child.pid}/status").read_text() for child in psutil.Process(server.pid).children()]
-    return [int(found[1]) // 1024 for text in status if (found := re.search(r"VmHWM:\s+(\d+) kB", text))]
+    """The most memory in megabytes that each web process had since it began."""
+    return [peak_mb_of(worker.pid) for worker in server.workers]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@measured
 @pytest.mark.timeout(600)
 def test_no_question_makes_a_web_process_large(server: Server, session: str) -> None:
     """All questions one after the other, sixteen readers each, so that what one leaves behind counts for the next."""
-    processes = psutil.Process(server.pid).children()
+    processes = server.workers
     grown: dict[str, list[int]] = {"nothing": peaks(server)}
     with ThreadPoolExecutor(READERS) as pool:
         for name, question in QUESTIONS.items():
@@ -84,8 +79,8 @@ def test_no_question_makes_a_web_process_large(server: Server, session: str) -> 
             assert 200 in statuses, name
             grown[name] = peaks(server)
     assert len(processes) == settings.WEB_PROCESSES
-    assert psutil.Process(server.pid).children() == processes, "one has been replaced"
-    assert max(map(max, grown.values())) < CEILING, grown
+    assert server.workers == processes, "one has been replaced"
+    assert max(map(max, grown.values())) < WEB_MB, grown
 
 
 def ask(server: Server, session: str, question: tuple[str, str], number: int) -> int:
