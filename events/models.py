@@ -141,6 +141,7 @@ class Event(models.Model):
             models.Index(fields=["source", "id"], name="event_source"),
             models.Index(fields=["received_at", "id"], name="event_received_at"),
         ]
+        permissions = [("erase_event", "Can erase the payload of an event")]
 
     def __str__(self) -> str:
         return f"{self.topic} {self.event_id}"

@@ -20,14 +20,17 @@ def _ref(name: str) -> dict[str, str]:
 def add_types(result: dict[str, Any], generator: Any, request: Any, public: Any) -> dict[str, Any]:
     """drf-spectacular's post-processing hook: adds our types to the document."""
     from events.api.batches import Receipt
-    from events.api.events import StoredEvent
+    from events.api.events import OneEvent, StoredEvent
 
-    _, types = msgspec.json.schema_components([wire.Event, wire.Problem, StoredEvent, Receipt], ref_template=_REF)
+    ours = [wire.Event, wire.Problem, StoredEvent, OneEvent, Receipt]
+    _, types = msgspec.json.schema_components(ours, ref_template=_REF)
     payload = types["Event"]["properties"]["payload"]
-    types["StoredEvent"]["properties"]["payload"] = payload | {
-        "type": "object",
-        "description": "The bytes that were published.",
-    }
+    for name in ("StoredEvent", "OneEvent"):
+        types[name]["properties"]["payload"] = payload | {
+            "type": "object",
+            "description": "The bytes that were published; {} where they were erased.",
+        }
+    types["OneEvent"]["properties"]["erased_at"]["description"] = "When its payload was erased; not there otherwise."
     for name in ("id", "received_at", "batch_id"):
         types["Event"]["properties"][name]["description"] = (
             "Ignored, so that events from GET /events can be published again."
@@ -231,10 +234,30 @@ _PAGE = {
     "type": "object",
     "required": ["count", "next", "previous", "events"],
     "properties": {
-        "count": _COUNT | {"description": "Events that match, on all pages."},
+        "count": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "Events that match, on all pages; null where a search by payload has no index.",
+        },
         "next": _LINK,
         "previous": _LINK,
         "events": {"type": "array", "items": _ref("StoredEvent")},
+        "search": {
+            "type": "object",
+            "description": "Only where `payload.…` was asked for.",
+            "required": ["indexed", "complete", "hint"],
+            "properties": {
+                "indexed": {"type": "boolean", "description": "Whether indexes serve all that was asked for."},
+                "complete": {
+                    "type": "boolean",
+                    "description": (
+                        "False where the time was over before the page was full or the end was reached: more events "
+                        "may match, and `next` goes on looking."
+                    ),
+                },
+                "hint": {"type": ["string", "null"], "description": "What would make it fast."},
+            },
+        },
     },
 }
 
@@ -243,12 +266,18 @@ EVENTS: dict[str, Any] = {
     "tags": ["events"],
     "summary": "List stored events",
     "description": (
-        "Oldest first: in the order they were stored, or with `since` or `until` in that they were accepted. Use "
+        "Oldest first, or newest first with `order=desc`: in the order they were stored, or with `since` or `until` in "
+        "that they were accepted. Use "
         "`next` and `previous` as they are; a page ends early where its payloads come to 4 MiB. "
         "`cursor` is for following: by it, without `since` and `until`, no event is missed; at the last page ask for "
         "its address again. `since` and `until` are for looking: an event accepted early may be stored late. "
         "With `Accept: application/x-ndjson` or `text/csv` every match is streamed. NDJSON is the exact form. In CSV a "
-        "text that a spreadsheet would run, or that begins with an apostrophe, has one more apostrophe in front."
+        "text that a spreadsheet would run, or that begins with an apostrophe, has one more apostrophe in front.\n\n"
+        "**By payload:** any parameter whose name begins with `payload.` asks for a value in the payload, as in "
+        "`payload.user_id=123`, or `payload.user.id=123` for one inside another. `123` finds the number and the text, "
+        '`true` and `null` the constant and the text, and in quotes (`"123"`) the text alone. Several must all be '
+        "met, together with the other filters. Without an index (`manage.py index payload.user_id`) one page looks at "
+        "events for about a second: it may be short or empty, and `next` goes on behind the last one looked at."
     ),
     "parameters": [
         _query("topic", "Only events of this topic."),
@@ -265,6 +294,11 @@ EVENTS: dict[str, Any] = {
             OpenApiTypes.DATETIME,
         ),
         _query("until", "Only events accepted before this time.", OpenApiTypes.DATETIME),
+        _query(
+            "order",
+            "`desc`: newest first. A cursor goes on in the order it came from.",
+            {"type": "string", "enum": ["asc", "desc"], "default": "asc"},
+        ),
         OpenApiParameter(
             "limit",
             {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
@@ -280,6 +314,40 @@ EVENTS: dict[str, Any] = {
         **_DOORS,
         406: _error("The service has none of the types in Accept."),
         503: _error("The database is away, or too many streams are open. See Retry-After."),
+    },
+}
+
+_EVENT_404 = _error("No such event, or the API key does not open its topic, or retention has removed it.")
+
+EVENT: dict[str, Any] = {
+    "operation_id": "event",
+    "tags": ["events"],
+    "summary": "Show one event",
+    "responses": {
+        200: _answer(_ref("OneEvent"), "As in the list."),
+        400: _NO_PARAMETERS,
+        404: _EVENT_404,
+        **_DOORS,
+        503: _error("The database is away."),
+    },
+}
+
+ERASE: dict[str, Any] = {
+    "operation_id": "erase_event",
+    "tags": ["events"],
+    "summary": "Erase the payload of one event",
+    "description": (
+        "Takes the payload away wherever it is kept, for good: from the event, from its dropped duplicates, and from "
+        "publishes that wait. The key stays, so that a retry is still a duplicate, for good. It can be called again. "
+        "**Needs an API key with the scope `erase`, also where the service requires no keys.**"
+    ),
+    "responses": {
+        204: OpenApiResponse(description="Nothing of it is kept."),
+        400: _NO_PARAMETERS,
+        404: _EVENT_404,
+        409: _error("All is erased but what dead letters may hold that cannot be read; names these batches."),
+        **_DOORS,
+        503: _error("The database is away; what was erased so far stays erased. Try again later."),
     },
 }
 
