@@ -374,7 +374,7 @@ class EventsView(GuardedView):
                 may_go_on=lambda: key is None or keys.is_valid(key),
             )
         part, following, preceding = query.page()
-        page = {
+        page: dict[str, Any] = {
             "count": query.count(),
             "next": _link(request, following),
             "previous": _link(request, preceding),
@@ -407,11 +407,15 @@ class EventView(GuardedView):
             raise _no_event(number)
         erased = Erasure.objects.filter(topic=event.topic, event_id=event.event_id).values_list("erased_at", flat=True)
         shown = OneEvent(
-            *(getattr(event, name) for name in ("id", "topic", "event_id", "source", "timestamp")),
-            payload=Raw(payload),
-            received_at=event.received_at,
-            batch_id=event.batch_id,
-            erased_at=erased.first() or UNSET,
+            event.pk,
+            event.topic,
+            event.event_id,
+            event.source,
+            event.timestamp,
+            Raw(payload),
+            event.received_at,
+            event.batch_id,
+            erased.first() or UNSET,
         )
         with one_large_at_a_time(len(payload)):
             return HttpResponse(JSONRenderer().render(shown), content_type=JSONRenderer.media_type)
@@ -420,7 +424,8 @@ class EventView(GuardedView):
     def delete(self, request: Request, number: int) -> Response:
         read_parameters(request.query_params)
         event = _visible(request, number)
-        done = erase(event.topic, event.event_id, by=f"API key {request.auth.name} ({request.auth.prefix})")
+        key: Any = key_of(request)
+        done = erase(event.topic, event.event_id, by=f"API key {key.name} ({key.prefix})")
         if done.unreadable:
             numbers = ", ".join(map(str, done.unreadable))
             return Response(
