@@ -22,7 +22,7 @@ class ErasureAdmin(ReadOnlyAdmin):
         "No payload was erased yet. The page of an event has a button for it, and so have manage.py erase and "
         "DELETE /events/{id}."
     )
-    list_display = ("id_", "topic_", "erased", "by", "request")
+    list_display = ("id_", "topic_", "erased", "by", "request_id_")
     list_display_links = None
 
     @admin.display(description="Event id")
@@ -44,7 +44,7 @@ class ErasureAdmin(ReadOnlyAdmin):
         return format_html('<span class="key">{}</span>', erasure.erased_by)
 
     @admin.display(description="Request id")
-    def request(self, erasure: Erasure) -> SafeString:
+    def request_id_(self, erasure: Erasure) -> SafeString:
         return format_html('<span class="key">{}</span>', erasure.request_id or "–")
 
     def change_view(
