@@ -167,7 +167,7 @@ def test_one_index_serves_and_the_other_values_are_looked_for_in_what_it_finds(c
     ]
     assert len(looked_at) == 1
     served = Event.objects.filter(event_id__in=[3, 10, 17, 24, 31, 38]).order_by("pk").values_list("pk", flat=True)
-    assert f"IN ({', '.join(map(str, served))})" in looked_at[0]
+    assert ",".join(map(str, served)) in looked_at[0].replace(", ", ",")
 
 
 @pytest.mark.django_db
