@@ -75,7 +75,10 @@ def erase(topic: str, event_id: str, *, by: str) -> Erased:
         _erase_in_batch(pk, topic, event_id, done)
     with writing():
         _overwrite_what_is_deleted()
-        done.stored = bool(Event.objects.filter(topic=topic, event_id=event_id).update(payload=ERASED))
+        # One that has expired has no payload, and stays without one.
+        stored = Event.objects.filter(topic=topic, event_id=event_id)
+        stored.exclude(payload="").update(payload=ERASED)
+        done.stored = stored.exists()
         kept = Duplicate.objects.filter(topic=topic, event_id=event_id).exclude(payload="")
         done.duplicates = kept.update(payload="")
     _empty_the_log()

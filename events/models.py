@@ -21,7 +21,9 @@ class ApiKey(models.Model):
     hashed_key = models.CharField(max_length=150)
     may_publish = models.BooleanField()
     may_read = models.BooleanField()
-    may_erase = models.BooleanField(default=False, db_default=False)
+    may_erase = models.BooleanField(
+        default=False, db_default=False, help_text="DELETE /events/{id}: takes payloads away for good."
+    )
     topics = models.JSONField(default=list, blank=True, help_text="Beginnings of the topics it opens; none is all.")
     created_at = models.DateTimeField()
     last_used_at = models.DateTimeField(null=True, help_text="To about five minutes.")
@@ -141,6 +143,7 @@ class Event(models.Model):
             models.Index(fields=["source", "id"], name="event_source"),
             models.Index(fields=["received_at", "id"], name="event_received_at"),
         ]
+        permissions = [("erase_event", "Can erase the payload of an event")]
 
     def __str__(self) -> str:
         return f"{self.topic} {self.event_id}"

@@ -1,13 +1,16 @@
 """Finds events by a value in their payload: `payload.user.id=123`, fast where an operator has made an index for it.
 
 In come the path and the text of a value, as a URL has them; out comes a condition for a queryset of events. Without an
-index the database has to read each payload, so whoever asks should look at few events at a time: see matching().
+index the database has to read each payload: search() looks at one event after the other, for about a second.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
+from itertools import islice
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -23,6 +26,15 @@ from events.turn import writing
 PREFIX = "payload."
 #: Levels that a path may have.
 MAX_LEVELS = 10
+#: Seconds that a search without an index looks at events: as long as somebody waits for a page without wondering, and
+#: short enough that a few of them leave a database with one disk to the others.
+SEARCH_SECONDS = 1.0
+#: Events of a search's first step and of any. Payloads have two bytes or ten million, so steps grow while fast.
+FIRST_STEP, LARGEST_STEP = 50, 5_000
+#: Seconds that a step should take: a tenth of the whole, so that the last one does not take it far beyond.
+STEP_SECONDS = 0.1
+#: Values that one search may ask for: each is one more look into every payload.
+MAX_CONDITIONS = 10
 #: How the names of the indexes begin; a hash of the path follows, because names in a database are short.
 INDEX_PREFIX = "event_payload_"
 
@@ -30,8 +42,12 @@ _TABLE = Event._meta.db_table
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d{1,3})?", re.ASCII)
 
 
-class InvalidPath(ValueError):
-    """The path cannot be searched by; its text says why."""
+#: Id and time of acceptance of an event: its place in either order.
+Key = tuple[int, datetime]
+
+
+class InvalidCondition(ValueError):
+    """The path or the value cannot be searched by; its text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +83,50 @@ class Condition:
         return RawSQL(f"({' OR '.join(choices)})", parameters, output_field=BooleanField())  # noqa: S611
 
 
+def read_conditions(parameters: Mapping[str, str]) -> list[Condition]:
+    """Reads those of the parameters that ask for values in the payload, such as payload.user.id: 123.
+
+    Raises:
+        InvalidCondition: a path or a value cannot be searched by; says which and why.
+    """
+    conditions = [read_condition(name, value) for name, value in parameters.items() if name.startswith(PREFIX)]
+    if len(conditions) > MAX_CONDITIONS:
+        raise InvalidCondition(
+            f"{PREFIX}… is given {len(conditions)} times; it can be given at most {MAX_CONDITIONS} times."
+        )
+    return conditions
+
+
+def read_condition(name: str, value: str) -> Condition:
+    """Reads the name of a parameter, such as payload.user.id, and its value.
+
+    Raises:
+        InvalidCondition: one of them cannot be searched by; says which and why.
+    """
+    try:
+        condition = Condition(read_path(name.removeprefix(PREFIX)), value)
+    except InvalidCondition as error:
+        raise InvalidCondition(f"{name} cannot be searched by: {error}.") from None
+    if "\x00" in _readings(value)[0]:
+        raise InvalidCondition(f"{name} must not be compared with U+0000; no payload has it.")
+    return condition
+
+
 def read_path(text: str) -> tuple[str, ...]:
     """Reads a path such as user.id.
 
     Raises:
-        InvalidPath: it is empty, too long, or has a character that cannot be searched by.
+        InvalidCondition: it is empty, too long, or has a character that cannot be searched by.
     """
     path = tuple(text.split("."))
     if not all(path):
-        raise InvalidPath("name the fields from the outside to the inside, as in payload.user.id")
+        raise InvalidCondition("name the fields from the outside to the inside, as in payload.user.id")
     if len(path) > MAX_LEVELS or len(text) > KEY_LENGTH:
-        raise InvalidPath(f"a path has at most {MAX_LEVELS} levels and {KEY_LENGTH} characters")
+        raise InvalidCondition(f"a path has at most {MAX_LEVELS} levels and {KEY_LENGTH} characters")
     if re.search(r'["\\\x00-\x1f]', text):
-        raise InvalidPath("a field whose name has a quote, a backslash or a control character cannot be searched by")
+        raise InvalidCondition(
+            "a field whose name has a quote, a backslash or a control character cannot be searched by"
+        )
     return path
 
 
@@ -87,11 +134,80 @@ def matching(ids: Sequence[int], conditions: Sequence[Condition]) -> set[int]:
     """Which of some events meet all conditions. Reads the payload of each.
 
     Args:
-        ids: ids of the events; at most as many as one statement takes.
+        ids: ids of the events.
         conditions: what they have to meet.
     """
-    found = Event.objects.filter(*(condition.expression for condition in conditions), pk__in=ids)
+    # As one parameter: with one for each id, most of the time goes to the statement and not to the payloads.
+    if connection.vendor == "postgresql":
+        these = RawSQL("SELECT unnest(%s::bigint[])", [list(ids)])
+    else:
+        these = RawSQL("SELECT value FROM json_each(%s)", [msgspec.json.encode(ids).decode()])
+    found = Event.objects.filter(*(condition.expression for condition in conditions), pk__in=these)
     return set(found.values_list("pk", flat=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a search without an index came to.
+
+    Attributes:
+        found: ids of the events that match, in the order in which they were looked at.
+        first, last: the first and the last event that were looked at; None where there was none.
+        count: events that were looked at.
+        more: whether there are events behind it.
+        in_time: whether it ended because enough was found, or everything was looked at, and not by the clock.
+    """
+
+    found: list[int]
+    first: Key | None
+    last: Key | None
+    count: int
+    more: bool
+    in_time: bool
+
+
+def search(candidates: Iterator[Key], conditions: Sequence[Condition], *, enough: int) -> Looked:
+    """Looks at one event after the other for those that meet all conditions, for about SEARCH_SECONDS.
+
+    Args:
+        candidates: the events, in the order in which they are wanted.
+        conditions: what they have to meet.
+        enough: matching events after which it ends.
+    """
+    began = monotonic()
+    found: list[int] = []
+    first: Key | None = None
+    last: Key | None = None
+    count, size = 0, FIRST_STEP
+    while step := list(islice(candidates, size)):
+        step_began = monotonic()
+        first = first or step[0]
+        matched = matching([pk for pk, _ in step], conditions)
+        now = monotonic()
+        for place, key in enumerate(step, start=1):
+            last = key
+            count += 1
+            if key[0] not in matched:
+                continue
+            found.append(key[0])
+            if len(found) == enough:
+                return Looked(found, first, last, count, place < len(step) or _any_left(candidates), in_time=True)
+        if now - began >= SEARCH_SECONDS:
+            more = _any_left(candidates)
+            return Looked(found, first, last, count, more, in_time=not more)
+        size = min(LARGEST_STEP, max(1, int(size * min(2.0, STEP_SECONDS / max(now - step_began, 0.001)))))
+    return Looked(found, first, last, count, more=False, in_time=True)
+
+
+def hint(conditions: Sequence[Condition]) -> str:
+    """What would make a search fast that had no index for these conditions; empty where nothing would."""
+    indexed = indexed_paths()
+    commands = [f"manage.py index {PREFIX}{'.'.join(each.path)}" for each in conditions if each.path not in indexed]
+    return f"{' or '.join(commands)} makes it fast" if commands else ""
+
+
+def _any_left(candidates: Iterator[Key]) -> bool:
+    return next(candidates, None) is not None
 
 
 # --- Indexes ----------------------------------------------------------------------------------------------------------
@@ -119,6 +235,8 @@ def create_index(path: tuple[str, ...]) -> bool:
             cursor.execute(
                 f"CREATE INDEX CONCURRENTLY {_name(path)} ON {_TABLE} USING hash (({_value_on_postgresql(path)}))"
             )
+            # What it knows of the values tells the planner when the index is worth its while.
+            cursor.execute(f"ANALYZE {_TABLE}")
         _note(path)
         return True
     with writing(), connection.cursor() as cursor:
@@ -182,7 +300,8 @@ def _wanted_on_sqlite(value: str) -> list[tuple[list[str], list[Any]]]:
     text, number, constant = _readings(value)
     wanted: list[tuple[list[str], list[Any]]] = [(["text"], [text])]
     if number is not None:
-        wanted.append((["integer", "real"], [number]))
+        # Of an integer that is too large for one, SQLite makes a float, as it does when it reads the payload.
+        wanted.append((["integer", "real"], [number if abs(number) < 2**63 else float(number)]))
     if constant:
         wanted.append(([constant], {"true": [1], "false": [0], "null": []}[constant]))
     return wanted

@@ -17,6 +17,7 @@ from django.utils import timezone
 from msgspec import Raw
 
 from events import delays, horizon, in_flight, inbox, metrics, tracing, wire
+from events.erasure import ERASED
 from events.models import Batch, Delay, Duplicate, Erasure, Event, Minute, SourceTotal, TopicMinute, TopicTotal
 from events.turn import writing
 
@@ -329,6 +330,11 @@ def _read(batches: list[Pending]) -> Chunk:
     first: dict[Key, Arrival] = {}
     for arrival in arrivals:
         first.setdefault(arrival.key, arrival)
+    return Chunk(batches, arrivals, first, _rows(first.values()))
+
+
+def _rows(arrivals: Iterable[Arrival]) -> Sequence[Sequence[Any]]:
+    """Events as the database takes them."""
     rows = [
         (
             event.topic,
@@ -339,10 +345,10 @@ def _read(batches: list[Pending]) -> Chunk:
             arrival.batch.accepted_at,
             arrival.batch.pk,
         )
-        for arrival in first.values()
+        for arrival in arrivals
         for event in (arrival.event,)
     ]
-    return Chunk(batches, arrivals, first, Event.objects.prepare(EVENT_COLUMNS, rows))
+    return Event.objects.prepare(EVENT_COLUMNS, rows)
 
 
 def _still_due(chunk: Chunk) -> Chunk:
@@ -360,6 +366,7 @@ def _store(chunk: Chunk) -> Stored:
     batches, arrivals = chunk.batches, chunk.arrivals
     if not batches:
         return Stored()
+    _forget_erased(chunk)
     _insert(chunk)
     # Payloads as text, which the log of duplicates needs room for.
     chunk.rows = ()
@@ -370,6 +377,19 @@ def _store(chunk: Chunk) -> Stored:
     _count(batches, tallies)
     unique = sum(batch.unique for batch in batches)
     return Stored(len(batches), len(arrivals), unique, len(arrivals) - unique)
+
+
+def _forget_erased(chunk: Chunk) -> None:
+    """Takes the payloads of erased keys: nothing that comes under one is kept, also where retention took the event."""
+    if not Erasure.objects.exists():
+        return
+    erased = _erased(list(chunk.first))
+    for arrival in chunk.arrivals if erased else ():
+        if arrival.key in erased:
+            arrival.event.payload = Raw(ERASED.encode())
+    if erased:
+        chunk.rows = ()
+        chunk.rows = _rows(chunk.first.values())
 
 
 def _insert(chunk: Chunk) -> None:
@@ -390,18 +410,17 @@ def _log_duplicates(dropped: Sequence[Arrival]) -> None:
     if not dropped or not settings.DUPLICATE_LOG_DAYS:
         return
     _compare(dropped)
-    erased = _erased([arrival.key for arrival in dropped if arrival.differs])
     rows = []
     for arrival in dropped:
         event, batch = arrival.event, arrival.batch
-        kept = str(event.payload, "utf-8") if arrival.differs and arrival.key not in erased else ""
+        kept = str(event.payload, "utf-8") if arrival.differs else ""
         rows.append((*arrival.key, event.source, batch.accepted_at, batch.pk, arrival.differs, kept))
     columns = ("topic", "event_id", "source", "received_at", "batch", "payload_differs", "payload")
     Duplicate.objects.insert_new(columns, rows)
 
 
 def _erased(keys: Sequence[Key]) -> set[Key]:
-    """Which of these events were erased: nothing of what they say may be kept again (erasure.py)."""
+    """Which of these keys were erased (erasure.py)."""
     found: set[Key] = set()
     for begin in range(0, len(keys), LOOK_UP_IDS):
         ids = {event_id for _, event_id in keys[begin : begin + LOOK_UP_IDS]}

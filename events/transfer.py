@@ -16,12 +16,12 @@ from django.contrib.sessions.models import Session
 from django.db import connections, models, transaction
 from django.db.models import Max
 
-from events.models import Alert, ApiKey, Batch, Duplicate, Event, Heartbeat
+from events.models import Alert, ApiKey, Batch, Duplicate, Event, Heartbeat, PayloadIndex
 
 #: Copied in slices, and gone on with; each behind those that it refers to.
 LARGE: tuple[type[models.Model], ...] = (Batch, Event, Duplicate)
-#: Who is there and who is logged in: both begin anew.
-LEFT_OUT: tuple[type[models.Model], ...] = (Alert, Heartbeat, Session)
+#: Who is there and who is logged in: both begin anew. Indexes of payloads do not come with their rows.
+LEFT_OUT: tuple[type[models.Model], ...] = (Alert, Heartbeat, PayloadIndex, Session)
 #: Rows of a transaction; bodies of pending batches may have ten megabytes each, and one row is in memory at a time.
 SLICE_ROWS = 5_000
 #: Rows that SQLite hands over at a time.

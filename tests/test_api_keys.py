@@ -11,7 +11,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
@@ -182,6 +182,7 @@ def test_where_no_key_is_required_none_is_looked_at(settings: Settings) -> None:
     settings.REQUIRE_API_KEY = False
     assert Caller(key="nonsense").publish(event()).status_code == 202
     view = PublishView()
+    view.setup(RequestFactory().post("/publish"))
     assert (view.get_authenticators(), view.get_permissions(), view.get_throttles()) == ([], [], [])
 
 

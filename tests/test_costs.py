@@ -238,10 +238,10 @@ def _nobody_traces_or_debugs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     caplog.set_level(logging.INFO, store.log.name)
 
 
-#: A chunk, whatever it holds: what is due and its bodies; with the lock, what is still due, the events, five counters
-#: made and added to, and the receipts.
+#: A chunk, whatever it holds: what is due and its bodies; with the lock, what is still due, whether any key was erased,
+#: the events, five counters made and added to, and the receipts.
 CHUNK = [
-    *("SELECT batch", "SELECT batch", "BEGIN", "SELECT batch", "INSERT event"),
+    *("SELECT batch", "SELECT batch", "BEGIN", "SELECT batch", "SELECT erasure", "INSERT event"),
     *("INSERT topictotal", "UPDATE topictotal"),
     *("INSERT topicminute", "UPDATE topicminute"),
     *("INSERT sourcetotal", "UPDATE sourcetotal"),

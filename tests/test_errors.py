@@ -163,7 +163,7 @@ def test_a_slash_too_many_is_told_the_right_address(client: Client, path: str, m
     assert f"it is {meant}." in detail(answer)
 
 
-@pytest.mark.parametrize("path", ["/nothing/", "/admin2/", "/events/1/"])
+@pytest.mark.parametrize("path", ["/nothing/", "/admin2/", "/stats/1/"])
 def test_a_slash_at_the_end_of_nothing_is_told_nothing(client: Client, path: str) -> None:
     assert "This works" not in detail(client.get(path))
 

@@ -491,7 +491,7 @@ def test_any_cursor_at_all_is_a_place_or_refused(cursor: bytes) -> None:
 def test_a_cursor_is_opaque_but_honest(client: Client) -> None:
     stored(2)
     cursor = page(client, limit=1)["next"].split("cursor=")[1]
-    assert json.loads(urlsafe_b64decode(cursor + "==")) == [False, Event.objects.order_by("pk")[0].pk, None]
+    assert json.loads(urlsafe_b64decode(cursor + "==")) == [False, Event.objects.order_by("pk")[0].pk, None, False]
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson", "text/csv", "*/*", "application/*"])

@@ -96,7 +96,7 @@ class Reader:
         from events.api.events import Cursor, Query
 
         new: list[str] = []
-        while page := Query(limit=self._limit).after(Cursor(False, self._after), self._limit)[0]:
+        while page := Query(limit=self._limit).after(Cursor(False, self._after), self._limit).events:
             self._after = page[-1].id
             new += [found.event_id for found in page]
         self.seen += new

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from events import payload_search
 from events.models import Event
-from events.payload_search import Condition, InvalidPath, read_path
+from events.payload_search import Condition, InvalidCondition, read_path
 
 PAYLOADS = {
     "number": '{"user": {"id": 123}, "x": 1}',
@@ -103,7 +103,7 @@ def test_a_field_may_have_any_other_name(name: str) -> None:
     "text", ["", ".", "a.", ".a", "a..b", 'a"b', "a\\b", "a\nb", "a\x00", "x" * 256, "a." * 10 + "a"]
 )
 def test_a_path_that_cannot_be_searched_by_is_refused(text: str) -> None:
-    with pytest.raises(InvalidPath):
+    with pytest.raises(InvalidCondition):
         read_path(text)
 
 

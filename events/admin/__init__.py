@@ -1,5 +1,5 @@
-"""The admin: what operators look at. Reads only, apart from replaying and discarding dead letters."""
+"""The admin: what operators look at. Reads only, apart from dead letters, API keys and erasing."""
 
-from events.admin import accounts, api_keys, batches, duplicates, events, site, totals
+from events.admin import accounts, api_keys, batches, duplicates, erasures, events, site, totals
 
-__all__ = ["accounts", "api_keys", "batches", "duplicates", "events", "site", "totals"]
+__all__ = ["accounts", "api_keys", "batches", "duplicates", "erasures", "events", "site", "totals"]

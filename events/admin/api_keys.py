@@ -32,7 +32,7 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # not subscriptabl
 
     class Meta:
         model = ApiKey
-        fields = ("name", "may_publish", "may_read")
+        fields = ("name", "may_publish", "may_read", "may_erase")
 
     def clean_beginnings(self) -> list[str]:
         lines = (line.strip() for line in self.cleaned_data["beginnings"].splitlines())
@@ -40,15 +40,15 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg]  # not subscriptabl
 
     def clean(self) -> dict[str, Any] | None:
         cleaned = super().clean()
-        if cleaned is not None and not (cleaned.get("may_publish") or cleaned.get("may_read")):
-            raise forms.ValidationError("A key that may neither publish nor read opens nothing.")
+        if cleaned is not None and not any(cleaned.get(f"may_{scope}") for scope in ("publish", "read", "erase")):
+            raise forms.ValidationError("A key that may neither publish, read nor erase opens nothing.")
         return cleaned
 
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(ModelAdmin):
     form = ApiKeyForm
-    fields = ("name", "may_publish", "may_read", "beginnings")
+    fields = ("name", "may_publish", "may_read", "may_erase", "beginnings")
     list_display = ("prefix", "name_", "scopes_", "topics_", "created", "last_used", "state")
     ordering = ("-id",)
     sortable_by = ()
@@ -112,7 +112,11 @@ class ApiKeyAdmin(ModelAdmin):
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
         row, key = keys.create(
-            obj.name, may_publish=obj.may_publish, may_read=obj.may_read, topics=form.cleaned_data["beginnings"]
+            obj.name,
+            may_publish=obj.may_publish,
+            may_read=obj.may_read,
+            may_erase=obj.may_erase,
+            topics=form.cleaned_data["beginnings"],
         )
         obj.__dict__.update(row.__dict__)
         # For response_add(), which answers this request.
@@ -138,11 +142,17 @@ def example(request: HttpRequest, row: ApiKey, key: str) -> str:
     """A command that uses a new key at the address under which the admin was opened.
 
     Returns:
-        curl, for a POSIX shell: it publishes an event where the key may publish, and reads one otherwise.
+        curl, for a POSIX shell: it publishes an event where the key may publish, and reads one where it may read. For a
+        key that may only erase it names no event, so that nobody erases one by trying.
     """
     lines = [f"-H 'Authorization: Api-Key {key}'"]
     if row.may_publish:
         event = {"topic": f"{row.topics[0] if row.topics else ''}test", "event_id": "test-1", "source": "curl"}
         lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(event, ensure_ascii=False))}"]
-    address = request.build_absolute_uri("/publish" if row.may_publish else "/events?limit=1")
+    elif not row.may_read:
+        lines += ["-X DELETE"]
+    path = "/publish" if row.may_publish else "/events?limit=1" if row.may_read else "/events/"
+    address = request.build_absolute_uri(path)
+    if path == "/events/":
+        address += "<id>"
     return " \\\n    ".join([f"curl {shlex.quote(address)}", *lines])

@@ -1,12 +1,20 @@
-"""Events: find one, read it, see the batch it came in and what was dropped for it. Nothing here can be changed."""
+"""Events: find one, read it, see the batch it came in and what was dropped for it, and erase what it says."""
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import F, QuerySet, Sum
-from django.http import Http404, HttpRequest, HttpResponseBadRequest, HttpResponseBase
-from django.urls import URLPattern, path
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBadRequest,
+    HttpResponseBase,
+    HttpResponseRedirect,
+)
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -15,7 +23,8 @@ from events.admin.filters import EventFilters
 from events.admin.listing import Listing, ReadOnlyAdmin, may_go_on, streamed
 from events.admin.payload import pretty, with_beginning
 from events.api.events import EXPORTS, export
-from events.models import Batch, Duplicate, Event, Pruned, TopicTotal
+from events.erasure import erase
+from events.models import Batch, Duplicate, Erasure, Event, Pruned, TopicTotal
 
 #: Characters of a payload that the list shows.
 PREVIEW = 90
@@ -82,6 +91,8 @@ class EventAdmin(ReadOnlyAdmin):
         found = list(dropped[: DUPLICATES_SHOWN + 1]) if may_see_duplicates else []
         return {
             "payload": pretty(row.beginning),
+            "erasure": Erasure.objects.filter(topic=row.topic, event_id=row.event_id).first(),
+            "may_erase": request.user.has_perm("events.erase_event"),
             "batch": Batch.objects.defer("body").filter(pk=row.batch_id).first(),
             "may_see_batches": request.user.has_perm("events.view_batch"),
             "duplicates": found[:DUPLICATES_SHOWN],
@@ -90,8 +101,30 @@ class EventAdmin(ReadOnlyAdmin):
         }
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(self.export)
-        return [path("export.<str:form>", view, name="events_event_export"), *super().get_urls()]
+        wrap = self.admin_site.admin_view
+        return [
+            path("export.<str:form>", wrap(self.export), name="events_event_export"),
+            path("<int:number>/erase", wrap(self.erase), name="events_event_erase"),
+            *super().get_urls(),
+        ]
+
+    def erase(self, request: HttpRequest, number: int) -> HttpResponse:
+        """Asks whether to erase the payload of an event, and does it when the question is sent back."""
+        row: Any = self.row(request, str(number))
+        if not request.user.has_perm("events.erase_event"):
+            raise PermissionDenied
+        if request.method != "POST":
+            context = {**self.admin_site.each_context(request), "title": "Erase payload", "opts": self.opts, "row": row}
+            return TemplateResponse(request, "admin/events/erase.html", context)
+        done = erase(row.topic, row.event_id, by=f"{request.user.get_username()} (admin)")
+        if done.unreadable:
+            numbers = ", ".join(map(str, done.unreadable))
+            messages.warning(
+                request, f"These batches cannot be read and may hold the event; all else is erased: {numbers}."
+            )
+        else:
+            messages.success(request, "The payload is erased. Backups that were made before are yours to erase.")
+        return HttpResponseRedirect(reverse("admin:events_event_change", args=[row.pk]))
 
     def export(self, request: HttpRequest, form: str) -> HttpResponseBase:
         """Every event that the filters match, oldest first, as a file that is written while it is read."""

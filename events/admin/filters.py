@@ -1,5 +1,6 @@
 """What lists can be filtered by. Every filter is one that an index serves."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import accumulate
 from typing import Any
@@ -12,6 +13,7 @@ from django.db.models.functions import Concat
 
 from events.api.events import Query
 from events.models import KEY_LENGTH, Batch, Duplicate, Event, SourceTotal, TopicTotal
+from events.payload_search import PREFIX, Condition, InvalidCondition, read_condition
 from events.timestamps import parse_timestamp
 
 #: Events that a search by the beginning of an id finds at most: enough to see, and it never sorts a million.
@@ -77,6 +79,11 @@ class Filters(forms.Form):
     def active(self) -> bool:
         return any(self.data.get(name) for name in self.fields)
 
+    @property
+    def scanned(self) -> Sequence[Condition]:
+        """Values in the payload that no index serves, so that a list has to look at one row after the other."""
+        return ()
+
     def wanted(self, *names: str) -> dict[str, Any]:
         """Those of the fields that were filled in."""
         return {name: self.cleaned_data[name] for name in names if self.cleaned_data.get(name) not in (None, "")}
@@ -95,6 +102,28 @@ class _KeyField(forms.CharField):
     def __init__(self, label: str, placeholder: str = "", **kwargs: Any) -> None:
         widget = forms.TextInput(attrs={"placeholder": placeholder, "autocomplete": "off", "spellcheck": "false"})
         super().__init__(label=label, max_length=KEY_LENGTH, required=False, strip=False, widget=widget, **kwargs)
+
+
+class _PayloadField(forms.Field):
+    """One value in the payload, as GET /events takes it."""
+
+    def __init__(self, label: str) -> None:
+        widget = forms.TextInput(
+            attrs={"placeholder": "payload.user_id=123", "autocomplete": "off", "spellcheck": "false"}
+        )
+        super().__init__(label=label, required=False, widget=widget)
+
+    def to_python(self, value: Any) -> Condition | None:
+        if not value:
+            return None
+        name, equals, wanted = value.partition("=")
+        name = name.strip()
+        if not equals:
+            raise ValidationError("Write what it is to be, as in payload.user_id=123.")
+        try:
+            return read_condition(PREFIX + name.removeprefix(PREFIX), wanted.strip())
+        except InvalidCondition as error:
+            raise ValidationError(str(error)) from None
 
 
 class _NumberField(forms.IntegerField):
@@ -142,6 +171,17 @@ class EventFilters(Filters):
     since = _MomentField("Accepted from (UTC)")
     until = _MomentField("until (UTC)")
     batch_id = _NumberField("Batch")
+    payload = _PayloadField("Value in the payload")
+
+    @property
+    def scanned(self) -> Sequence[Condition]:
+        wanted = self.wanted("payload").values() if self.is_valid() else ()
+        return [condition for condition in wanted if not condition.is_indexed]
+
+    @property
+    def grows(self) -> bool:
+        # Without an index, each question would read the payloads of all that is new.
+        return super().grows and not self.scanned
 
     @property
     def order(self) -> list[str]:
@@ -152,7 +192,10 @@ class EventFilters(Filters):
         equal = self.wanted("topic", "source", "batch_id")
         if event_id := self.cleaned_data["event_id"]:
             equal |= _found_by_id(Event.objects.all(), event_id, self.cleaned_data["topic"])
-        return Query(equal=equal, since=self.cleaned_data["since"], until=self.cleaned_data["until"])
+        conditions = list(self.wanted("payload").values())
+        return Query(
+            equal=equal, since=self.cleaned_data["since"], until=self.cleaned_data["until"], conditions=conditions
+        )
 
     def narrow(self, rows: QuerySet[Any], *, after: int = 0) -> QuerySet[Any]:
         query = self.query()
@@ -197,6 +240,16 @@ class DuplicateFilters(Filters):
         if payload := self.cleaned_data["payload"]:
             rows = rows.filter(payload_differs=payload == "differs")
         return rows
+
+
+class ErasureFilters(Filters):
+    """The filters of erasures, which are few."""
+
+    event_id = _KeyField("Event id")
+    topic = _KeyField("Topic")
+
+    def narrow(self, rows: QuerySet[Any], *, after: int = 0) -> QuerySet[Any]:
+        return super().narrow(rows, after=after).filter(**self.wanted("event_id", "topic"))
 
 
 class BatchFilters(Filters):

@@ -1,6 +1,6 @@
 """Lists of rows that may be millions: newest first, filtered through indexes, paged without counting."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -17,8 +17,9 @@ from unfold.views import ChangeList
 from events.admin.filters import Filters
 from events.admin.newer import ASK_MILLISECONDS, NEWER_THAN, count_newer, newest
 from events.admin.payload import with_beginning
-from events.api.events import TooManyStreams, stream
+from events.api.events import SEARCH_SLICE, TooManyStreams, stream
 from events.memory import LARGE_BYTES, one_large_at_a_time
+from events.payload_search import Key, Looked, hint, search
 
 #: Rows on a page.
 PAGE = 50
@@ -38,6 +39,8 @@ class Listing(ChangeList):
     #: The id above which rows are new to who reads this page; None where they would not be on top of it.
     newest: int | None = None
     ask_milliseconds = ASK_MILLISECONDS
+    #: What a search by payload came to that no index serves; None where there was none.
+    looked: Looked | None = None
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
         # Ours are no lookups of Django's; others than ours and its own are refused as it refuses them.
@@ -66,21 +69,47 @@ class Listing(ChangeList):
         if direction:
             rows = rows.filter(pk__in=[]) if number is None else self._beyond(rows, order, number, newer=newer)
         rows = rows.order_by(*(order if newer else [f"-{name}" for name in order]))
-        found = list(rows[: self.list_per_page + 1])
-        more = len(found) > self.list_per_page
-        found = found[: self.list_per_page]
+        if self.filters.scanned:
+            found, ends, more = self._searched(rows, order, newer=newer)
+        else:
+            found = list(rows[: self.list_per_page + 1])
+            more = len(found) > self.list_per_page
+            found = found[: self.list_per_page]
+            ends = [found[0].pk, found[-1].pk] if found else []
         if newer:
             found.reverse()
-        if found and (more or newer):
-            self.older = self.get_query_string({PLACE: f"older-{found[-1].pk}"})
-        if found and (more if newer else direction):
-            self.newer = self.get_query_string({PLACE: f"newer-{found[0].pk}"})
+            ends.reverse()
+        if ends and (more or newer):
+            self.older = self.get_query_string({PLACE: f"older-{ends[-1]}"})
+        if ends and (more if newer else direction):
+            self.newer = self.get_query_string({PLACE: f"newer-{ends[0]}"})
         self.result_list = found
         self.result_count = self.full_result_count = len(found)
         self.show_full_result_count = False
         self.can_show_all = self.multi_page = False
         self.paginator = Paginator(found, self.list_per_page)
         self.show_admin_actions = bool(found)
+
+    def _searched(self, rows: QuerySet[Any], order: list[str], *, newer: bool) -> tuple[list[Any], list[int], bool]:
+        """What of a page matches a search without an index; both ends of what was looked at; whether there is more."""
+        self.looked = looked = search(
+            self._places(rows, order, newer=newer), self.filters.scanned, enough=self.list_per_page
+        )
+        matching = {row.pk: row for row in self.queryset.filter(pk__in=looked.found)}
+        found = [matching[pk] for pk in looked.found if pk in matching]
+        ends = [looked.first[0], looked.last[0]] if looked.first and looked.last else []
+        return found, ends, looked.more
+
+    def _places(self, rows: QuerySet[Any], order: list[str], *, newer: bool) -> Iterator[Key]:
+        while keys := list(rows.values_list("id", "received_at")[:SEARCH_SLICE]):
+            yield from keys
+            ahead = self._beyond(self.queryset, order, keys[-1][0], newer=newer)
+            rows = ahead.order_by(*rows.query.order_by)
+
+    @property
+    def hint(self) -> str:
+        """What would make the search by payload fast."""
+        return hint(self.filters.scanned)
 
     def _beyond(self, rows: QuerySet[Any], order: list[str], number: int, *, newer: bool) -> QuerySet[Any]:
         lookup = "gt" if newer else "lt"

@@ -92,6 +92,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
         *page("Batches", "inbox", "batch"),
         *page("Topics", "topic", "topictotal"),
         *page("Sources", "sensors", "sourcetotal"),
+        *page("Erasures", "ink_eraser", "erasure"),
     ]
     # Never the current page: unfold would mark "/" on every page, because every path begins with it.
     elsewhere = [{"title": "Start page", "icon": "home", "link": reverse("index"), "active": False}]

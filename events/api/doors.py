@@ -49,17 +49,24 @@ class GuardedView(APIView):
 
     Attributes:
         scope: what the key must be allowed to do: publish, read, or any.
+        always: methods that need a key also where the service requires none, and what it must be allowed to do.
         every_topic: whether it tells of every topic, so that a key bound to some may not have it.
     """
 
     scope = "read"
+    always: Mapping[str, str] = {}
     every_topic = False
 
+    @property
+    def needs_key(self) -> bool:
+        # For /schema a view is made before there is a request.
+        return settings.REQUIRE_API_KEY or getattr(self.request, "method", None) in self.always
+
     def get_authenticators(self) -> list[BaseAuthentication]:
-        return [ApiKeyAuthentication()] if settings.REQUIRE_API_KEY else []
+        return [ApiKeyAuthentication()] if self.needs_key else []
 
     def get_permissions(self) -> Sequence[BasePermission]:
-        return [HasScope()] if settings.REQUIRE_API_KEY else []
+        return [HasScope()] if self.needs_key else []
 
     def get_throttles(self) -> list[BaseThrottle]:
         return [RateThrottle()] if settings.THROTTLE_RATE else []
@@ -110,7 +117,7 @@ def _what_to_send(request: Request) -> str:
     if request.META.get("HTTP_AUTHORIZATION"):
         # Without what it holds: that may be a key without a scheme.
         wrong = "The scheme in Authorization is neither Api-Key nor Bearer. "
-    line = curl_line(request._request, request.path, method=str(request.method))
+    line = curl_line(request._request, request.path, method=str(request.method), key=True)
     return f"{wrong}An API key is needed: send the header Authorization: Api-Key <key>. This works: {line}"
 
 
@@ -121,9 +128,10 @@ class HasScope(BasePermission):
         key = key_of(request)
         if key is None:
             raise NotAuthenticated(_what_to_send(request))
-        if view.scope != "any" and view.scope not in key.scopes:
+        scope = view.always.get(str(request.method), view.scope)
+        if scope != "any" and scope not in key.scopes:
             raise PermissionDenied(
-                f"This needs an API key with the scope {view.scope}; this one has {' and '.join(key.scopes)}."
+                f"This needs an API key with the scope {scope}; this one has {' and '.join(key.scopes)}."
             )
         if view.every_topic and key.topics:
             raise PermissionDenied("This tells of every topic, and this API key opens only some.")

@@ -20,14 +20,17 @@ def _ref(name: str) -> dict[str, str]:
 def add_types(result: dict[str, Any], generator: Any, request: Any, public: Any) -> dict[str, Any]:
     """drf-spectacular's post-processing hook: adds our types to the document."""
     from events.api.batches import Receipt
-    from events.api.events import StoredEvent
+    from events.api.events import OneEvent, StoredEvent
 
-    _, types = msgspec.json.schema_components([wire.Event, wire.Problem, StoredEvent, Receipt], ref_template=_REF)
+    ours = [wire.Event, wire.Problem, StoredEvent, OneEvent, Receipt]
+    _, types = msgspec.json.schema_components(ours, ref_template=_REF)
     payload = types["Event"]["properties"]["payload"]
-    types["StoredEvent"]["properties"]["payload"] = payload | {
-        "type": "object",
-        "description": "The bytes that were published.",
-    }
+    for name in ("StoredEvent", "OneEvent"):
+        types[name]["properties"]["payload"] = payload | {
+            "type": "object",
+            "description": "The payload as it was published; {} if it was erased.",
+        }
+    types["OneEvent"]["properties"]["erased_at"]["description"] = "When the payload was erased; only there if it was."
     for name in ("id", "received_at", "batch_id"):
         types["Event"]["properties"][name]["description"] = (
             "Ignored, so that events from GET /events can be published again."
@@ -231,10 +234,30 @@ _PAGE = {
     "type": "object",
     "required": ["count", "next", "previous", "events"],
     "properties": {
-        "count": _COUNT | {"description": "Events that match, on all pages."},
+        "count": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "Matching events on all pages; null for a search by payload without an index.",
+        },
         "next": _LINK,
         "previous": _LINK,
         "events": {"type": "array", "items": _ref("StoredEvent")},
+        "search": {
+            "type": "object",
+            "description": "Only for a search by `payload.…`.",
+            "required": ["indexed", "complete", "hint"],
+            "properties": {
+                "indexed": {"type": "boolean", "description": "Whether an index serves the search."},
+                "complete": {
+                    "type": "boolean",
+                    "description": (
+                        "False if the time ended before the page was full or the end was reached. More events may "
+                        "match: `next` continues the search."
+                    ),
+                },
+                "hint": {"type": ["string", "null"], "description": "How to make the search fast."},
+            },
+        },
     },
 }
 
@@ -243,12 +266,20 @@ EVENTS: dict[str, Any] = {
     "tags": ["events"],
     "summary": "List stored events",
     "description": (
-        "Oldest first: in the order they were stored, or with `since` or `until` in that they were accepted. Use "
-        "`next` and `previous` as they are; a page ends early where its payloads come to 4 MiB. "
-        "`cursor` is for following: by it, without `since` and `until`, no event is missed; at the last page ask for "
-        "its address again. `since` and `until` are for looking: an event accepted early may be stored late. "
-        "With `Accept: application/x-ndjson` or `text/csv` every match is streamed. NDJSON is the exact form. In CSV a "
-        "text that a spreadsheet would run, or that begins with an apostrophe, has one more apostrophe in front."
+        "Returns events oldest first, or newest first with `order=desc`: in the order in which they were stored, or "
+        "with `since` or `until` in the order in which they were accepted. Follow `next` and `previous` as they are. A "
+        "page ends early when its payloads reach 4 MiB.\n\n"
+        "**Follow:** read to the last page, whose `next` is null, without `since` and `until`. Then request it "
+        "again: new events are appended, and none is missed. Do not follow with `since` and `until`: an event "
+        "that was accepted early may be stored late.\n\n"
+        "**Export:** `Accept: application/x-ndjson` or `text/csv` streams all matching events. NDJSON is the exact "
+        "form. In CSV, a text that a spreadsheet would run as a formula, or that begins with an apostrophe, gets one "
+        "more apostrophe in front.\n\n"
+        "**Search by payload:** a parameter that begins with `payload.` searches for a value in the payload: "
+        "`payload.user_id=123`, or `payload.user.id=123` for a nested field. `123` finds the number and the text, "
+        '`true` and `null` find the constant and the text, `"123"` in quotes finds only the text. All parameters must '
+        "match. Without an index (`manage.py index payload.user_id`) a page searches for about a second: it may be "
+        "short or empty, and `next` continues behind the last event searched."
     ),
     "parameters": [
         _query("topic", "Only events of this topic."),
@@ -265,6 +296,11 @@ EVENTS: dict[str, Any] = {
             OpenApiTypes.DATETIME,
         ),
         _query("until", "Only events accepted before this time.", OpenApiTypes.DATETIME),
+        _query(
+            "order",
+            "`desc`: newest first. Use a cursor with the order that it came from.",
+            {"type": "string", "enum": ["asc", "desc"], "default": "asc"},
+        ),
         OpenApiParameter(
             "limit",
             {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
@@ -280,6 +316,40 @@ EVENTS: dict[str, Any] = {
         **_DOORS,
         406: _error("The service has none of the types in Accept."),
         503: _error("The database is away, or too many streams are open. See Retry-After."),
+    },
+}
+
+_EVENT_404 = _error("There is no such event, the API key does not allow its topic, or retention has deleted it.")
+
+EVENT: dict[str, Any] = {
+    "operation_id": "event",
+    "tags": ["events"],
+    "summary": "Show one event",
+    "responses": {
+        200: _answer(_ref("OneEvent"), "The event, as in the list."),
+        400: _NO_PARAMETERS,
+        404: _EVENT_404,
+        **_DOORS,
+        503: _error("The database is away."),
+    },
+}
+
+ERASE: dict[str, Any] = {
+    "operation_id": "erase_event",
+    "tags": ["events"],
+    "summary": "Erase the payload of one event",
+    "description": (
+        "Erases the payload everywhere and for ever: in the event, in its duplicates, and in waiting publishes. "
+        "The key stays for ever, so a retry is still a duplicate. The call can be repeated. **It needs an API key with "
+        "the scope `erase`, even if the service requires no keys.**"
+    ),
+    "responses": {
+        204: OpenApiResponse(description="The payload is erased."),
+        400: _NO_PARAMETERS,
+        404: _EVENT_404,
+        409: _error("Everything is erased except in dead letters that cannot be read; the answer names them."),
+        **_DOORS,
+        503: _error("The database is away. What is erased so far stays erased. Retry later."),
     },
 }
 

@@ -6,7 +6,7 @@ from django.views.generic import RedirectView
 
 from events.api.batches import BatchView
 from events.api.docs import DocsView, SchemaView
-from events.api.events import EventsView
+from events.api.events import EventsView, EventView
 from events.api.index import IndexView, OverviewView
 from events.api.metrics import MetricsView
 from events.api.publish import PublishView
@@ -16,6 +16,7 @@ from events.api.stats import HealthView, StatsView
 urlpatterns = [
     path("publish", PublishView.as_view(), name="publish"),
     path("events", EventsView.as_view(), name="events"),
+    path("events/<int:number>", EventView.as_view(), name="event"),
     path("stats", StatsView.as_view(), name="stats"),
     path("batches/<int:batch_id>", BatchView.as_view(), name="batch"),
     path("health", HealthView.as_view(), name="health"),

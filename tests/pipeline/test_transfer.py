@@ -26,6 +26,9 @@ for n in range(0, 100, 10):
 while store.store_chunk()[0].batches:
     pass
 publish(500)
+from events import erasure, payload_search
+erasure.erase("t0", "0", by="me")
+payload_search.create_index(("n",))
 """
 
 
@@ -43,7 +46,7 @@ def source(tmp_path: Path) -> Path:
 ROWS = """
 import json
 from events.models import *
-tables = Event, Batch, Duplicate, TopicTotal, SourceTotal, TopicMinute, Minute, Delay, ApiKey
+tables = Event, Batch, Duplicate, Erasure, TopicTotal, SourceTotal, TopicMinute, Minute, Delay, ApiKey
 text = lambda value: str(bytes(value) if isinstance(value, memoryview) else value)
 print(json.dumps([list(map(text, row)) for table in tables for row in table.objects.order_by("pk").values_list()]))
 """
@@ -62,6 +65,9 @@ def test_everything_is_there_and_the_service_goes_on(source: Path, postgresql: P
     assert done.returncode == 0, done.stderr + done.stdout
     assert "The books are the same on both sides: received 110, unique 70" in done.stdout
     assert listed(source) == listed(source, DATABASE_URL=url)
+    # An index does not come with its row.
+    assert "made anew, with the new DATABASE_URL: manage.py index payload.n\n" in done.stdout
+    assert manage(source, "index", DATABASE_URL=url).stdout == ""
     again = manage(source, "transfer", "--to", url)
     assert again.returncode == 0, again.stderr
     # Numbers go on where they were, and what was pending is stored.

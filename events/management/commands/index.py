@@ -7,7 +7,7 @@ from django.db import DatabaseError, connection
 
 from events import payload_search
 from events.management.base import BaseCommand, one_line
-from events.payload_search import PREFIX, InvalidPath
+from events.payload_search import PREFIX, InvalidCondition
 
 
 class Command(BaseCommand):
@@ -27,7 +27,7 @@ class Command(BaseCommand):
             return
         try:
             path = payload_search.read_path(given.removeprefix(PREFIX))
-        except InvalidPath as error:
+        except InvalidCondition as error:
             raise CommandError(f"{given}: {error}.") from None
         name = PREFIX + ".".join(path)
         if options["drop"]:

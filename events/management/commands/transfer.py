@@ -12,8 +12,10 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, connection, connections
 
 from aggregator_project.environment import Environment
+from events import payload_search
 from events.audit import audit
 from events.management.base import BaseCommand, one_line
+from events.payload_search import PREFIX
 from events.stats import Books, books
 from events.transfer import Changed, NotOurs, transfer
 
@@ -71,6 +73,9 @@ class Command(BaseCommand):
             f"The books are the same on both sides: received {after.received:,}, unique {after.unique:,}, "
             f"duplicates {after.duplicates:,}, pending {after.pending:,}. Start the service with the new DATABASE_URL."
         )
+        if paths := payload_search.indexed_paths():
+            commands = ", ".join(f"manage.py index {PREFIX}{'.'.join(path)}" for path in paths)
+            self.stdout.write(f"Indexes for searching by payload are made anew, with the new DATABASE_URL: {commands}")
 
     def _proven(self, side: str) -> Books:
         failed = [finding.claim for finding in audit() if not finding.holds]
