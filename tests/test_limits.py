@@ -20,6 +20,7 @@ from aggregator_project.gathering import LARGEST_HEAD
 from aggregator_project.middleware import without_body_for_head
 from events.api import events as listing
 from tests.conftest import event
+from tests.faults.service import until
 from tests.server import Server, serving
 
 #: More than the threads of the service, which has two processes with four each.
@@ -310,10 +311,16 @@ def open_many(server: Server, stack: ExitStack, number: int) -> None:
         opened.connect(("127.0.0.1", server.port))
 
 
+def both(server: Server) -> list[int]:
+    """The ids of the two processes that answer requests; the first may answer before the second is there."""
+    until(lambda: len(server.workers) == 2, "both processes are there")
+    return [worker.pid for worker in server.workers]
+
+
 def test_a_soft_limit_of_files_is_raised(tmp_path: Path) -> None:
     """macOS begins with 256."""
     with serving(tmp_path, ulimit="-Sn 256") as server, ExitStack() as stack:
-        before = [worker.pid for worker in server.workers]
+        before = both(server)
         open_many(server, stack, 620)
         assert_serves(server, 30)
         assert [worker.pid for worker in server.workers] == before
@@ -322,7 +329,7 @@ def test_a_soft_limit_of_files_is_raised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("overrides", ["", "worker_connections = 800"], ids=["known", "not known"])
 def test_connections_beyond_the_limit_of_files_wait(tmp_path: Path, overrides: str) -> None:
     with serving(tmp_path, ulimit="-n 256", overrides=overrides) as server:
-        before = [worker.pid for worker in server.workers]
+        before = both(server)
         with ExitStack() as stack:
             open_many(server, stack, 620)
         assert_serves(server, 30)

@@ -204,6 +204,7 @@ def test_what_it_writes_is_for_its_owner(running: Up) -> None:
 def test_flower_sees_the_tasks(running: Up) -> None:
     """Its metrics say the same as its pages, and need no log-in."""
     url = f"http://127.0.0.1:{running.flower_port}/metrics"
+    running.http.post("/publish", json={"topic": "flower", "event_id": "1", "source": "test"})
     seen = re.compile(r'flower_events_total\{task="events.process_inbox",type="task-succeeded"')
     until(lambda: (answer := _get(url)) and seen.search(answer.text), "Flower has seen a task succeed")
 
@@ -279,7 +280,7 @@ def test_killing_the_supervisor_leaves_nothing_and_the_next_start_is_like_any(tm
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     left = tmp_path / "data" / "run" / "tmp" / "left"
-    with Up(tmp_path, TMPDIR=str(elsewhere)) as first:
+    with Up(tmp_path, TMPDIR=str(elsewhere), XDG_RUNTIME_DIR=str(tmp_path)) as first:
         assert len(re.findall(r"Log in to the admin as admin with \S{16}", first.output)) == 1
         processes = first.processes
         left.touch()
