@@ -19,8 +19,8 @@ up: $(READY) ## run the whole service: API, worker, broker, Flower
 demo: $(READY) ## publish 5,000 events with 1,000 duplicates to a temporary service, and prove the counters
 	@$(BIN)/python manage.py demo
 
-test: $(READY_DEV) ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+test: $(READY_DEV) ## run the tests; those of other databases and brokers are test-engines
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q --ignore=tests/pipeline
 
 test-slow: $(READY_DEV) ## run the slow tests; nothing else should run on the machine
 	@$(BIN)/python -m pytest -q -m slow --ignore=tests/pipeline tests

@@ -8,6 +8,9 @@ from django.test import Client
 
 from tests.server import Server, serving
 
+# They share a service.
+pytestmark = pytest.mark.xdist_group("cors")
+
 OURS = "https://app.example.com"
 PREFLIGHT = {
     "Origin": OURS,

@@ -10,6 +10,9 @@ from aggregator_project.gathering import LARGEST_TRAILERS, LONGEST_CHUNK_LINE, M
 from tests.conftest import event
 from tests.server import Server, serving
 
+# They share a service.
+pytestmark = pytest.mark.xdist_group("framing")
+
 HEAD = b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 #: A body that is a request itself: who takes it for one answers twice.
 SMUGGLED = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -21,6 +21,9 @@ from django.test import Client
 
 from tests.server import Server, serving
 
+# They share a service.
+pytestmark = pytest.mark.xdist_group("fuzz")
+
 #: Requests of each of the seven calls in the test. With those of the other phases they are three hundred.
 EXAMPLES = 25
 #: Seconds a run may take at most.

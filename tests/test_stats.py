@@ -140,7 +140,7 @@ def test_books_that_cannot_be_read_are_a_503(client: Client) -> None:
 # --- Wrong calls ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/stats/", "/publish/", "/events/1", "/robots.txt"])
+@pytest.mark.parametrize("path", ["/nothing", "/stats/", "/publish/", "/robots.txt"])
 def test_an_address_that_is_none_is_a_404_in_json(path: str, client: Client) -> None:
     answer = client.get(path)
     assert answer.status_code == 404

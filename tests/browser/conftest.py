@@ -8,10 +8,13 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements-dev.txt")
 
-from playwright.sync_api import Browser, BrowserContext, Error, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
 from tests.browser.chromium import executable, launch, may_be_installed
 from tests.browser.service import Service, running
+
+# Pages ask every two or five seconds, and less often after an error.
+expect.set_options(timeout=30_000)
 
 NO_CHROMIUM = "There is no Chromium: install the system's package, or run `playwright install chromium`."
 
