@@ -104,7 +104,7 @@ def _topics(words: str) -> Iterator[SearchResult]:
     for total in TopicTotal.objects.filter(**begins_with("topic", words)).order_by("topic")[:SHOWN]:
         yield SearchResult(
             title=total.topic,
-            description=f"Topic, {total.unique:,} events, {total.duplicates:,} duplicates",
+            description=f"Topic, {total.unique:,} stored, {total.duplicates:,} dropped",
             link=_list("topictotal", q=total.topic),
             icon="topic",
         )
@@ -114,7 +114,7 @@ def _sources(words: str) -> Iterator[SearchResult]:
     for total in SourceTotal.objects.filter(**begins_with("source", words)).order_by("source")[:SHOWN]:
         yield SearchResult(
             title=total.source,
-            description=f"Source, {total.unique:,} events, {total.duplicates:,} duplicates",
+            description=f"Source, {total.unique:,} stored, {total.duplicates:,} dropped",
             link=_list("sourcetotal", q=total.source),
             icon="sensors",
         )

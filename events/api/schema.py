@@ -97,7 +97,7 @@ _WITHOUT_KEYS = "This service requires no API key. With `REQUIRE_API_KEY=true` i
 
 _TAGS = {
     "events": "Publish events, and read what is stored.",
-    "books": "Statistics and receipts.",
+    "statistics": "Counters, and the receipts of publishes.",
     "service": "Health, metrics, and the index of addresses.",
 }
 
@@ -355,7 +355,7 @@ ERASE: dict[str, Any] = {
 
 STATS: dict[str, Any] = {
     "operation_id": "stats",
-    "tags": ["books"],
+    "tags": ["statistics"],
     "summary": "Show the statistics",
     "description": "At every instant, received = unique_processed + duplicate_dropped + pending + failed + discarded.",
     "responses": {
@@ -416,7 +416,7 @@ STATS: dict[str, Any] = {
 
 BATCH: dict[str, Any] = {
     "operation_id": "batch",
-    "tags": ["books"],
+    "tags": ["statistics"],
     "summary": "Show the receipt of a publish",
     "responses": {
         200: _answer(_ref("Receipt"), "The receipt."),
