@@ -11,7 +11,8 @@ from django.test import Client
 
 from events import payload_search, store
 from events.admin import listing
-from events.models import ApiKey, Erasure, Event
+from events.erasure import erase
+from events.models import ApiKey, Duplicate, Erasure, Event
 from tests.conftest import Publish, event
 from tests.test_admin import ids, text
 from tests.test_events_by_payload import Clock
@@ -178,3 +179,14 @@ def test_with_an_index_it_is_a_filter_like_the_others(admin_client: Client, hund
 def test_what_matches_is_exported(admin_client: Client, hundred: list[int]) -> None:
     answer: Any = admin_client.get("/admin/events/event/export.ndjson?payload=user.id%3D2")
     assert len(b"".join(answer.streaming_content).splitlines()) == 33
+
+
+@pytest.mark.django_db
+def test_a_duplicate_of_an_erased_event_says_so(admin_client: Client, publish: Publish, drain: Drain) -> None:
+    publish([event("1", payload={"name": "Ada"}), event("1", payload={"name": "Augusta"})])
+    drain()
+    erase("t", "1", by="the operator")
+    page = admin_client.get(f"/admin/events/duplicate/{Duplicate.objects.get().pk}/change/").content.decode()
+    assert "Erased for good by" in page
+    assert "the operator" in page
+    assert "Download it" not in page

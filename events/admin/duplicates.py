@@ -13,7 +13,7 @@ from events.admin.columns import link, moment
 from events.admin.filters import DuplicateFilters
 from events.admin.listing import ReadOnlyAdmin
 from events.admin.payload import compare, pretty, with_beginning
-from events.models import Batch, Duplicate, Event
+from events.models import Batch, Duplicate, Erasure, Event
 
 
 @admin.register(Duplicate)
@@ -65,15 +65,17 @@ class DuplicateAdmin(ReadOnlyAdmin):
             # Of an event that has expired, only the key is left to be shown.
             stored = Event.objects.filter(topic=row.topic, event_id=row.event_id)
             event = with_beginning(stored, "payload").exclude(beginning="").first()
-        differs = event is not None and row.payload_differs
+        erasure = Erasure.objects.filter(topic=row.topic, event_id=row.event_id).first()
+        kept = row.payload_differs and erasure is None
         return {
             "title": row.event_id,
             "event": event,
+            "erasure": erasure,
             "may_see_events": may_see_events,
             "may_see_batches": request.user.has_perm("events.view_batch"),
             "batch": Batch.objects.defer("body").filter(pk=row.batch_id).first(),
-            "lines": compare(event.beginning, row.beginning) if differs else None,
+            "lines": compare(event.beginning, row.beginning) if event and kept else None,
             "stored": pretty(event.beginning) if event else None,
             "stored_url": reverse("admin:events_event_payload", args=[event.pk]) if event else "",
-            "dropped": pretty(row.beginning) if row.payload_differs else None,
+            "dropped": pretty(row.beginning) if kept else None,
         }

@@ -49,7 +49,11 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
             log.error("database out of order: %s", error)
             return _unavailable("The database does not answer; nothing was accepted. Try again later.", "database")
         case body.UnsupportedBody():
-            return Response({"detail": str(error.detail)}, status=415, headers=error.headers)
+            detail = str(error.detail)
+            if "Accept" in error.headers:
+                # The commonest mistake: curl -d without the header.
+                detail += f" This works: {curl_line(context['request']._request, reverse('publish'))}"
+            return Response({"detail": detail}, status=415, headers=error.headers)
         case memory.Busy():
             return _unavailable(
                 "Too many large bodies came at once; nothing was accepted. Publish again later.", "busy"
