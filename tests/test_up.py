@@ -197,7 +197,8 @@ def test_what_it_writes_is_for_its_owner(running: Up) -> None:
     data = running.folder / "data"
     until(lambda: list(data.glob("beat-schedule*")), "beat has begun")
     # SQLite removes its log with the last connection; a thread that has answered keeps one.
-    until(lambda: running.http.get("/stats") and (data / "aggregator.sqlite3-wal").exists(), "the database is open")
+    url = f"http://127.0.0.1:{running.port}/stats"
+    until(lambda: _get(url) and (data / "aggregator.sqlite3-wal").exists(), "the database is open")
     written = [path for path in (data, *data.rglob("*")) if path.exists()]
     assert {"aggregator.sqlite3", "aggregator.sqlite3-wal", "aggregator.sqlite3-shm"} <= {path.name for path in written}
     assert {path.name: oct(path.stat().st_mode) for path in written if path.stat().st_mode & 0o077} == {}
@@ -206,7 +207,7 @@ def test_what_it_writes_is_for_its_owner(running: Up) -> None:
 def test_flower_sees_the_tasks(running: Up) -> None:
     """Its metrics say the same as its pages, and need no log-in."""
     url = f"http://127.0.0.1:{running.flower_port}/metrics"
-    running.http.post("/publish", json={"topic": "flower", "event_id": "1", "source": "test"})
+    running.publish("flower")
     seen = re.compile(r'flower_events_total\{task="events.process_inbox",type="task-succeeded"')
     until(lambda: (answer := _get(url)) and seen.search(answer.text), "Flower has seen a task succeed")
 

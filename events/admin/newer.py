@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from django.db.models import Max, Model
+from django.db.models import Max, Min, Model
 
 from events.admin.filters import Filters, is_number
 
@@ -36,6 +36,9 @@ def count_newer(model: type[Model], filters: Filters, parameters: Mapping[str, s
     """
     given = parameters[NEWER_THAN]
     after = int(given) if is_number(given) else newest(model)
+    if not after:
+        # The list was empty. Where retention has removed all that there was, the first id is far beyond.
+        after = (model._default_manager.aggregate(first=Min("pk"))["first"] or 1) - 1
     through = min(newest(model), after + LOOKED_AT)
     count = 0
     if after < through and filters.is_valid():
