@@ -275,19 +275,3 @@ class BatchFilters(Filters):
             # Says what the index of open batches needs to hear.
             rows = rows.filter(processed_at__isnull=status != Batch.Status.PROCESSED)
         return rows
-
-
-class TotalFilters(Filters):
-    """The filter of totals: how a name begins."""
-
-    name = _KeyField("Name", "how it begins")
-
-    def __init__(self, *args: Any, field: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._field = field
-
-    def narrow(self, rows: QuerySet[Any], *, after: int = 0) -> QuerySet[Any]:
-        rows = super().narrow(rows, after=after)
-        if name := self.cleaned_data["name"]:
-            rows = rows.filter(**begins_with(self._field, name))
-        return rows
